@@ -1,0 +1,147 @@
+"""What discovery tells of vCenter's inventory: VMs, their disks, and the NAS volumes below them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from safehaul.messages.base import Message
+
+
+class DiskBacking(StrEnum):
+    """How a virtual disk is backed, as far as the NAS transport cares."""
+
+    FLAT = "flat"
+    RDM_PHYSICAL = "rdm-physical"
+    RDM_VIRTUAL = "rdm-virtual"
+    OTHER = "other"
+
+
+class NasVolume(Message):
+    """A datastore as one ESXi host sees it (`HostNasVolume` for NFS; other types keep only name and kind)."""
+
+    datastore: str
+    moref: str
+    type: str
+    """`NFS` (v3), `NFS41`, or another filesystem's name such as `VMFS`."""
+    remote_host: str = ""
+    remote_path: str = ""
+    security_type: str = ""
+    """`AUTH_SYS` or empty; `SEC_KRB5`, `SEC_KRB5I` are refused by the NAS transport."""
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    accessible: bool = True
+
+    @property
+    def is_nas(self) -> bool:
+        """True for NFS v3 and v4.1 datastores."""
+        return self.type in {"NFS", "NFS41"}
+
+
+class VmDisk(Message):
+    """One virtual disk, from a VM's (or a snapshot's) `config.hardware.device`."""
+
+    key: int
+    """Device key: unique in the VM, stable over snapshots."""
+    label: str
+    capacity_bytes: int
+    path: str
+    """Datastore path of the top descriptor: `[datastore] folder/name.vmdk`. Untrusted."""
+    parent_paths: list[str] = Field(default_factory=list)
+    """Descriptors below `path`, nearest first; empty for a disk without a chain."""
+    backing: DiskBacking = DiskBacking.FLAT
+    mode: str = "persistent"
+    sharing: str = "sharingNone"
+    uuid: str = ""
+    change_id: str = ""
+    controller_key: int = 0
+    unit_number: int = 0
+    key_id: str = ""
+    """Not empty: the disk is encrypted by vSphere, its bytes on the filer are ciphertext."""
+
+    @property
+    def independent(self) -> bool:
+        """True for modes that a VM snapshot does not freeze."""
+        return self.mode.startswith("independent")
+
+
+class VmRecord(Message):
+    """One VM as discovery read it. Names are untrusted; everything is keyed by `vc_guid`."""
+
+    vc_guid: str
+    """VC.GUID: vCenter's instance UUID, a dot, the VM's instanceUuid."""
+    vcenter: str
+    """The vCenter's name in our configuration."""
+    moref: str
+    name: str
+    power_state: str = "poweredOff"
+    connection_state: str = "connected"
+    template: bool = False
+    guest_id: str = ""
+    guest_name: str = ""
+    annotation: str = ""
+    hardware_version: str = ""
+    datacenter: str = ""
+    folder: str = ""
+    """Inventory path of the VM's folder below the datacentre's `vm` folder, `/`-separated, `` for the root."""
+    host: str = ""
+    host_moref: str = ""
+    cluster: str = ""
+    resource_pool: str = ""
+    vmx_path: str = ""
+    """Datastore path of the .vmx. Untrusted."""
+    datastores: list[str] = Field(default_factory=list)
+    disks: list[VmDisk] = Field(default_factory=list)
+    change_tracking: bool = False
+    consolidation_needed: bool = False
+    snapshot_count: int = 0
+    disabled_methods: list[str] = Field(default_factory=list)
+    change_version: str = ""
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Sum of the disks' capacities."""
+        return sum(disk.capacity_bytes for disk in self.disks)
+
+
+class SnapshotNode(Message):
+    """One snapshot in a VM's tree."""
+
+    moref: str
+    name: str
+    description: str = ""
+    created: str = ""
+    """ISO 8601, vCenter's clock."""
+    parent_moref: str = ""
+    state: str = ""
+    quiesced: bool = False
+
+
+class VmFile(Message):
+    """One file of a VM as `layoutEx` names it."""
+
+    path: str
+    """Datastore path. Untrusted."""
+    type: str
+    """`VirtualMachineFileLayoutEx` type: `config`, `nvram`, `diskDescriptor`, `diskExtent`, `snapshotList`, …"""
+    size_bytes: int = 0
+
+
+class VmState(Message):
+    """What must be compared before and after a backup: the debt of a VM (vmware-facts 13)."""
+
+    moref: str
+    consolidation_needed: bool
+    snapshots: list[SnapshotNode] = Field(default_factory=list)
+    current_snapshot_moref: str = ""
+    files: list[VmFile] = Field(default_factory=list)
+    disks: list[VmDisk] = Field(default_factory=list)
+    """The running VM's current disks, not a snapshot's."""
+    power_state: str = "poweredOff"
+    connection_state: str = "connected"
+    vmx_path: str = ""
+    snapshot_directory: str = ""
+    change_version: str = ""
+    running_snapshot_tasks: list[str] = Field(default_factory=list)
+    """Morefs of snapshot tasks of this VM that are queued or running."""

@@ -84,7 +84,7 @@ class VmRecord(Message):
     hardware_version: str = ""
     datacenter: str = ""
     folder: str = ""
-    """Inventory path of the VM's folder below the datacentre's `vm` folder, `/`-separated, `` for the root."""
+    """Path below the datacentre's `vm` folder, `/`-separated; empty for the root."""
     host: str = ""
     host_moref: str = ""
     cluster: str = ""
@@ -124,7 +124,7 @@ class VmFile(Message):
     path: str
     """Datastore path. Untrusted."""
     type: str
-    """`VirtualMachineFileLayoutEx` type: `config`, `nvram`, `diskDescriptor`, `diskExtent`, `snapshotList`, …"""
+    """`VirtualMachineFileLayoutEx` type: `config`, `nvram`, `diskDescriptor`, `diskExtent`, …"""
     size_bytes: int = 0
 
 

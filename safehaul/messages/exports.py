@@ -1,0 +1,114 @@
+"""How an access node opens the NAS volume behind a datastore: one export definition of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NfsVersion = Literal["auto", "3", "4.1"]
+"""`auto` takes the version that the ESXi host uses for the datastore (`HostNasVolume.type`)."""
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""Names in the configuration become parts of task queue names, paths and search attributes: keep them plain."""
+
+_UID_MAX = 2**32 - 2
+"""AUTH_SYS carries 32-bit ids (RFC 5531, appendix A); 2**32 - 1 is 'no id' in practice."""
+
+
+class ExportDefinition(BaseModel):
+    """Maps what a host's `HostNasVolume` says to what an access node opens.
+
+    `remote_hosts` and `remote_path` are what ESXi mounted; `address` and `path` are what the access node uses
+    instead where they differ (another network, another view of the same export). A person types this:
+    unknown fields are an error.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME_PATTERN)
+    remote_hosts: tuple[str, ...] = Field(min_length=1, max_length=16)
+    """`HostNasVolume.remoteHost` (or any of `remoteHostNames`) values that mean this export."""
+    remote_path: str = Field(min_length=1, max_length=1024)
+    """`HostNasVolume.remotePath`."""
+    address: str = ""
+    """Host name or IP address that this access node dials; empty: the first of `remote_hosts`."""
+    path: str = ""
+    """Path to mount at `address`; empty: `remote_path`."""
+    version: NfsVersion = "auto"
+    nfs_port: int = Field(default=0, ge=0, le=65535)
+    """TCP port of the NFS service; 0: ask the portmapper (v3), or 2049 (v4.1)."""
+    mount_port: int = Field(default=0, ge=0, le=65535)
+    """TCP port of the v3 mount service; 0: ask the portmapper."""
+    reserved_port: bool = True
+    """Dial from a port below 1024, which most filers demand of a client that acts as root."""
+    uid: int = Field(default=0, ge=0, le=_UID_MAX)
+    """AUTH_SYS user; flat files on a datastore belong to root and are 0600."""
+    gid: int = Field(default=0, ge=0, le=_UID_MAX)
+    mounted_at: str = ""
+    """Absolute directory where the node's kernel has the export mounted; empty: the built-in NFS client."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version_as_text(cls, value: object) -> object:
+        """A TOML `version = 3` or `4.1` is a number; mean the same as the text."""
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("remote_hosts")
+    @classmethod
+    def _hosts_are_plain(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            _check_host(host)
+        return value
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_plain(cls, value: str) -> str:
+        if value:
+            _check_host(value)
+        return value
+
+    @field_validator("remote_path", "path", "mounted_at")
+    @classmethod
+    def _path_is_absolute(cls, value: str) -> str:
+        """Absolute, without `..` and control characters.
+
+        NFS v4.1 datastores and some filers name an export without a leading slash only in old documents; ESXi
+        always reports one.
+        """
+        if not value:
+            return value
+        if not value.startswith("/"):
+            msg = f"must start with '/', not {value!r}"
+            raise ValueError(msg)
+        if ".." in value.split("/"):
+            msg = "must not contain '..'"
+            raise ValueError(msg)
+        if any(ord(char) < 0x20 or ord(char) == 0x7F for char in value):
+            msg = "must not contain control characters"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _mounted_or_dialled(self) -> ExportDefinition:
+        if self.mounted_at and (self.nfs_port or self.mount_port):
+            msg = "mounted_at reads through the kernel's mount: nfs_port and mount_port have no effect beside it"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def dial_address(self) -> str:
+        """The host that the access node dials."""
+        return self.address or self.remote_hosts[0]
+
+    @property
+    def dial_path(self) -> str:
+        """The path that the access node mounts."""
+        return self.path or self.remote_path
+
+
+def _check_host(value: str) -> None:
+    """Refuse what cannot be a host name or an IP address; the value ends up in an NFS URL."""
+    if not value or len(value) > 253 or any(char.isspace() or char in "/?#@\\" for char in value):
+        msg = f"{value!r} is not a host name or IP address"
+        raise ValueError(msg)

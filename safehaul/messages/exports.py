@@ -10,7 +10,7 @@ NfsVersion = Literal["auto", "3", "4.1"]
 """`auto` takes the version that the ESXi host uses for the datastore (`HostNasVolume.type`)."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-"""Names in the configuration become parts of task queue names, paths and search attributes: keep them plain."""
+"""Names become parts of task queue names, paths and search attributes: no dots, no capitals, no spaces."""
 
 _UID_MAX = 2**32 - 2
 """AUTH_SYS carries 32-bit ids (RFC 5531, appendix A); 2**32 - 1 is 'no id' in practice."""
@@ -92,7 +92,7 @@ class ExportDefinition(BaseModel):
     @model_validator(mode="after")
     def _mounted_or_dialled(self) -> ExportDefinition:
         if self.mounted_at and (self.nfs_port or self.mount_port):
-            msg = "mounted_at reads through the kernel's mount: nfs_port and mount_port have no effect beside it"
+            msg = "mounted_at reads through the kernel's mount: leave nfs_port and mount_port out beside it"
             raise ValueError(msg)
         return self
 

@@ -1,0 +1,121 @@
+"""The SOAP stub under every call: verified connections, time-outs, bounded concurrency, translated errors."""
+
+from __future__ import annotations
+
+import threading
+import xml.etree.ElementTree as ET
+from typing import Any, Final
+
+from pyVmomi import SoapStubAdapter
+from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap
+
+from safehaul.errors import BusyError, ConnectionLostError, SafehaulError, UnsupportedError
+from safehaul.vsphere.faults import describe, translate
+from safehaul.vsphere.tls import Trust, connection_class
+
+_PATH: Final = "/sdk"
+# vimServiceVersions.xml has a few kilobytes; whatever is longer is not one.
+_MAX_VERSIONS_BYTES: Final = 1 << 20
+# Shorter than the keep-alive of vCenter's proxy, so that a mutating call rarely meets a dead connection.
+_IDLE_CONNECTION_S: Final = 15
+
+
+class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its classes are Any
+    """pyVmomi's stub with our connections. Every call of every managed object goes through `InvokeMethod`."""
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        trust: Trust,
+        *,
+        version: str,
+        timeout_s: float,
+        max_concurrency: int,
+    ) -> None:
+        """Makes a stub; no connection is opened.
+
+        Args:
+            name: the vCenter's name in our configuration, for messages.
+            host: address or name, an IPv6 address without brackets.
+            port: TCP port.
+            trust: how its certificate is verified.
+            version: pyVmomi's name of the API version to speak.
+            timeout_s: for connecting, and for each wait for bytes.
+            max_concurrency: calls at the same time; more wait their turn for at most `timeout_s`.
+        """
+        super().__init__(
+            host=host,
+            port=port,
+            path=_PATH,
+            version=version,
+            poolSize=max_concurrency,
+            sslContext=trust.context(),
+            httpConnectionTimeout=timeout_s,
+            connectionPoolTimeout=_IDLE_CONNECTION_S,
+        )
+        self.scheme = connection_class(trust, f"vCenter {name} at {host}:{port}")
+        self.vcenter_name = name
+        self._turn = threading.BoundedSemaphore(max_concurrency)
+        self._timeout_s = timeout_s
+
+    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
+        """Calls a method (the name and shape are pyVmomi's). Raises errors of safehaul only."""
+        what = f"{info.wsdlName} on {describe(mo)} (vCenter {self.vcenter_name})"
+        if not self._turn.acquire(timeout=self._timeout_s):
+            raise BusyError(f"{what}: all connections to this vCenter were in use for {self._timeout_s:g} s")
+        try:
+            return super().InvokeMethod(mo, info, args, outerStub)
+        except SafehaulError:
+            raise
+        except Exception as error:
+            raise translate(error, what) from error
+        finally:
+            self._turn.release()
+
+
+def negotiate_version(name: str, host: str, port: int, trust: Trust, timeout_s: float) -> str:
+    """The newest API version that pyVmomi and the server both speak.
+
+    Raises:
+        ConnectionLostError: no answer, or an answer that is not vCenter's.
+        ConfigError: the certificate is not trusted.
+        UnsupportedError: no version in common.
+    """
+    what = f"asking vCenter {name} at {host}:{port} for its API versions"
+    connection = connection_class(trust, f"vCenter {name} at {host}:{port}")(
+        host, port, timeout=timeout_s, context=trust.context()
+    )
+    try:
+        connection.request("GET", f"{_PATH}/vimServiceVersions.xml")
+        response = connection.getresponse()
+        body = response.read(_MAX_VERSIONS_BYTES)
+    except SafehaulError:
+        raise
+    except Exception as error:
+        raise translate(error, what) from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise ConnectionLostError(f"{what}: HTTP status {response.status}: is it a vCenter, and is it up?")
+    offered = _offered_versions(body, what)
+    for version in GetServiceVersions("vim25"):
+        if versionIdMap[version] in offered:
+            return str(version)
+    raise UnsupportedError(f"{what}: it offers {sorted(offered)[:20]}, none of which this client speaks")
+
+
+def _offered_versions(body: bytes, what: str) -> set[str]:
+    """Versions of namespace `urn:vim25` (VMware vSphere Web Services SDK Programming Guide, API versions)."""
+    try:
+        # expat, which also parses every other answer of vCenter; it bounds entity expansion itself.
+        root = ET.fromstring(body)  # noqa: S314
+    except ET.ParseError as error:
+        raise ConnectionLostError(f"{what}: the answer is not vimServiceVersions.xml: {error}") from error
+    return {
+        (element.text or "").strip()
+        for namespace in root.iter("namespace")
+        if (namespace.findtext("name") or "").strip() == "urn:vim25"
+        for element in namespace.iter("version")
+    }

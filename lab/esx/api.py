@@ -153,8 +153,8 @@ class FaultRule(Model):
     before anything (`start`), after the first effect (`middle`: the snapshot is frozen / has left the tree),
     or just before the task ends (`end`); default `start`, but `middle` for `locked` and `no-space`.
     Effects: `fail` (with `fault`), `locked` (FileLocked), `no-space` (NoDiskSpace); `stall` for `seconds`;
-    `drop-after-start` (the front hangs up, the task runs); `migrate` (Storage vMotion to `datastore`, then the
-    operation goes on); `crash` (the hosts' process is killed).
+    `drop-after-start` (the front hangs up, the task runs); `migrate` (Storage vMotion to `datastore`, then
+    the operation goes on); `crash` (the hosts' process is killed).
     """
 
     operation: str

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class HostFault(Exception):  # noqa: N818 - "fault" is the vSphere API's word for it
-    """The hosts refused a call, or a task that was waited for failed. `fault.type`: the vSphere fault's name."""
+    """The hosts refused a call, or a task that was waited for failed. `fault.type` is vSphere's name."""
 
     def __init__(self, fault: Fault, task: str | None = None) -> None:
         super().__init__(f"{fault.type}: {fault.message}")

@@ -191,7 +191,7 @@ class Snapshot(Model):
 
 
 class LayoutFile(Model):
-    """A file of `VirtualMachineFileLayoutEx`; `type` as there: config, diskDescriptor, diskExtent and so on."""
+    """A file of `VirtualMachineFileLayoutEx`; `type` as there: config, diskExtent and so on."""
 
     key: int
     path: str

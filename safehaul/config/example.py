@@ -1,0 +1,104 @@
+"""A complete configuration with a comment on every key, for the command line and the documentation."""
+
+from __future__ import annotations
+
+_EXAMPLE = """\
+# safehaul.toml: found by --config, by SAFEHAUL_CONFIG, here, or at /etc/safehaul/safehaul.toml.
+# Any key can be set from the environment instead: SAFEHAUL_TEMPORAL__ADDRESS, SAFEHAUL_VCENTERS__MAIN__URL.
+# Names are made of a-z, 0-9, '-' and '_'. Sizes are bytes, or a text such as "512 MiB". Paths are absolute.
+
+# Marks this installation's snapshots; only those are ever removed. Make it once (uuidgen), never change it.
+installation_id = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
+
+[temporal]
+address = "temporal.example.net:7233"
+namespace = "backup"
+tls = true # or a table: enabled, server_ca_file, domain, client_cert_file, client_key_file
+api_key = { env = "TEMPORAL_API_KEY" } # leave it out where the server asks for none
+
+[catalog]
+url = "sqlite:////var/lib/safehaul/catalog.db" # or postgresql://user@host/database with a password below
+# password = { file = "/etc/safehaul/catalog-password" }
+
+[[vcenters]]
+name = "main"
+url = "https://vcenter.example.net/sdk"
+user = "backup@vsphere.local"
+# Where the password is, never the password: { env = … }, { file = … } or { keyring = "service/user" }.
+password = { file = "/etc/safehaul/vcenter-password" }
+# The certificate is checked against the system's CAs, or one of these instead:
+ca_file = "/etc/safehaul/vcenter-ca.pem"
+# thumbprint_sha256 = "AB:CD:…"
+# insecure_skip_verify = true
+
+# What hosts mount as a datastore, and what access nodes open for it. Read only.
+[[exports]]
+name = "nas-1"
+remote_hosts = ["10.20.0.5", "nas-1.example.net"] # as the hosts name the filer
+remote_path = "/vol/datastore1"                   # as the hosts name the export
+address = "10.30.0.5"                             # what access nodes dial; empty: the first remote host
+path = ""                                         # what they mount there; empty: remote_path
+version = "auto"                                  # "auto" (as the host), "3" or "4.1"
+nfs_port = 0                                      # 0: portmapper (v3) or 2049 (v4.1)
+mount_port = 0                                    # 0: portmapper
+reserved_port = true                              # most filers demand a source port below 1024 of root
+uid = 0                                           # flat files belong to root and are 0600
+gid = 0
+
+[[exports]]
+name = "nas-2"
+remote_hosts = ["nas-2"]
+remote_path = "/vol/datastore2"
+mounted_at = "/mnt/datastore2" # the node's kernel has it mounted there: read through that
+
+# Where restores may write. Never used to read a backup's source.
+[[restore_exports]]
+name = "nas-1"
+remote_hosts = ["10.20.0.5", "nas-1.example.net"]
+remote_path = "/vol/datastore1"
+address = "10.30.0.5"
+
+[[access_nodes]]
+name = "node-1"
+streams = 4 # disks read at once; leave it out for the number of cores
+spool_dir = "/var/lib/safehaul/spool"
+spool_limit_bytes = "2 GiB" # the most that the VMs' small files may take there
+labels = { site = "hall-a" }
+
+[[access_nodes]]
+name = "node-2"
+
+[[media_agents]]
+name = "vault"
+repository = "file:///srv/safehaul/repository"
+pack_size_bytes = "64 MiB"
+
+[[vm_groups]]
+name = "nightly"
+vcenter = "main"
+media_agent = "vault"
+access_nodes = ["node-1", "node-2"] # leave it out for all
+# A VM is selected when any rule matches and no exclude rule does. Kinds of rule:
+rules = [
+  { name = "web-*", ignore_case = true }, # glob: * ? [abc] [!abc]
+  { folder = "Production/Databases", subfolders = true },
+  { all = [{ datastore = "nas-1" }, { power_state = "poweredOn" }, { not = { name = "*-scratch" } }] },
+  { guids = ["1b4e28ba-2fa1-41d2-883f-0016d3cca427.5027e5a8-9a3b-4f6e-8b6d-3c2f1a0e9d8c"] },
+]
+exclude = [{ any = [{ folder = "Templates" }, { name = "test-*" }] }]
+allow_empty = false         # false: a group that selects no VM fails
+streams = 8                 # the most VMs in work at once; leave it out for all that the nodes have
+distribution = "dynamic"    # or "static": planned before the first VM starts
+order = "size"              # "name", "size" (largest first) or "listed" (as the rules list them)
+quiesce = true              # ask VMware Tools to quiesce the guest
+quiesce_fallback = true     # a refused quiesce: go on with a crash-consistent snapshot, and say so
+snapshot_debt = "refuse"    # a VM that needed consolidation before: "refuse" it, or "warn"
+pending_snapshot = "refuse" # a VM whose last snapshot is still being removed: "refuse" or "proceed"
+min_free_bytes = "10 GiB"   # a datastore with less: no snapshot, or the snapshot goes
+max_hold_s = 43200          # no snapshot is held longer
+"""
+
+
+def example_toml() -> str:
+    """The text of a valid configuration that shows every table and key."""
+    return _EXAMPLE

@@ -1,0 +1,223 @@
+"""The tables of the configuration file. `example.py` shows them all with comments."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from safehaul.config.fields import AbsolutePath, Name, Section, SizeBytes
+from safehaul.config.secrets import SecretRef
+from safehaul.rules import Rule
+
+_MIB = 2**20
+_GIB = 2**30
+_REPOSITORY_SCHEMES = ("file",)
+_CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
+
+
+def _refuse_password_in_url(value: str) -> str:
+    """A URL is logged and shown; a password in it would be too."""
+    if urlsplit(value).password is not None:
+        msg = "must not hold a password; say where it is in `password`"
+        raise ValueError(msg)
+    return value
+
+
+class TlsSettings(Section):
+    """TLS to the Temporal server; the system's CAs unless `server_ca_file` says otherwise."""
+
+    enabled: bool = True
+    server_ca_file: AbsolutePath | None = None
+    domain: str = Field(default="", max_length=253)
+    """Name that the server's certificate must carry, where it differs from the address."""
+    client_cert_file: AbsolutePath | None = None
+    client_key_file: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> TlsSettings:
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            msg = "client_cert_file and client_key_file go together"
+            raise ValueError(msg)
+        return self
+
+
+def _tls_from_bool(value: object) -> object:
+    """`tls = true` is TLS with the system's certificate authorities."""
+    return {"enabled": value} if isinstance(value, bool) else value
+
+
+class TemporalSettings(Section):
+    """Where the Temporal server is."""
+
+    address: str = Field(default="127.0.0.1:7233", pattern=r"^[^\s/@]+:\d{1,5}$", max_length=300)
+    namespace: str = Field(default="default", min_length=1, max_length=255)
+    tls: Annotated[TlsSettings, BeforeValidator(_tls_from_bool)] = TlsSettings(enabled=False)
+    api_key: SecretRef | None = None
+
+    @model_validator(mode="after")
+    def _key_needs_tls(self) -> TemporalSettings:
+        if self.api_key is not None and not self.tls.enabled:
+            msg = "an api_key would travel in clear: set tls = true"
+            raise ValueError(msg)
+        return self
+
+
+class CatalogSettings(Section):
+    """The catalogue's database. It can always be made again from the repositories."""
+
+    url: str = Field(max_length=2048)
+    """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name`."""
+    password: SecretRef | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        scheme = urlsplit(value).scheme
+        if scheme not in _CATALOG_SCHEMES:
+            msg = f"must start with one of {', '.join(f'{name}:' for name in _CATALOG_SCHEMES)}"
+            raise ValueError(msg)
+        if scheme == "sqlite" and not value.startswith("sqlite:////"):
+            msg = "the path of an SQLite catalogue must be absolute: sqlite:////var/lib/safehaul/catalog.db"
+            raise ValueError(msg)
+        return _refuse_password_in_url(value)
+
+
+class VCenter(Section):
+    """A vCenter server, how to log in, and how its certificate is checked (by default: the system's CAs)."""
+
+    name: Name
+    url: str = Field(max_length=2048)
+    """`https://host[:port][/sdk]`."""
+    user: str = Field(min_length=1, max_length=256)
+    password: SecretRef
+    ca_file: AbsolutePath | None = None
+    thumbprint_sha256: str = ""
+    """SHA-256 of the server's certificate; kept as 64 lower-case hexadecimal digits."""
+    insecure_skip_verify: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _https_host(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+            msg = "must look like https://vcenter.example.net/sdk"
+            raise ValueError(msg)
+        if parts.username is not None:
+            msg = "must not hold a user or password; they have keys of their own"
+            raise ValueError(msg)
+        _ = parts.port  # raises ValueError when it is not a port number
+        return value
+
+    @field_validator("thumbprint_sha256")
+    @classmethod
+    def _plain_hex(cls, value: str) -> str:
+        plain = value.replace(":", "").lower()
+        if value and not re.fullmatch(r"[0-9a-f]{64}", plain):
+            msg = "must be the certificate's SHA-256: 64 hexadecimal digits, with or without colons"
+            raise ValueError(msg)
+        return plain
+
+    @model_validator(mode="after")
+    def _one_kind_of_trust(self) -> VCenter:
+        if sum((self.ca_file is not None, bool(self.thumbprint_sha256), self.insecure_skip_verify)) > 1:
+            msg = "ca_file, thumbprint_sha256 and insecure_skip_verify exclude each other: keep one"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def host(self) -> str:
+        """Host name or address."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """TCP port, 443 unless the URL says otherwise."""
+        return urlsplit(self.url).port or 443
+
+    @property
+    def path(self) -> str:
+        """Path of the SOAP endpoint, `/sdk` unless the URL says otherwise."""
+        path = urlsplit(self.url).path
+        return "/sdk" if path in {"", "/"} else path
+
+
+class AccessNode(Section):
+    """A machine that reads disks from the filers."""
+
+    name: Name
+    streams: int | None = Field(default=None, ge=1, le=256)
+    """Disks read at once; unset: the node's own count of cores."""
+    spool_dir: AbsolutePath = "/var/lib/safehaul/spool"
+    spool_limit_bytes: SizeBytes = Field(default=2 * _GIB, ge=_MIB)
+    """The most that the small files of the VMs in work may take in `spool_dir`."""
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+
+
+class MediaAgent(Section):
+    """A keeper of backups, and its repository."""
+
+    name: Name
+    repository: str = Field(max_length=2048)
+    """URL of the repository: `file:///srv/safehaul/repository`."""
+    pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=4 * _MIB, le=_GIB)
+
+    @field_validator("repository")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in _REPOSITORY_SCHEMES:
+            msg = f"must start with one of {', '.join(f'{name}://' for name in _REPOSITORY_SCHEMES)}"
+            raise ValueError(msg)
+        path = unquote(parts.path)
+        if parts.netloc or not path.startswith("/") or ".." in PurePosixPath(path).parts or "\x00" in path:
+            msg = "a local repository is named by an absolute path: file:///srv/safehaul/repository"
+            raise ValueError(msg)
+        return value
+
+    @property
+    def repository_path(self) -> str:
+        """Absolute path of a local repository."""
+        return unquote(urlsplit(self.repository).path)
+
+
+class VmGroup(Section):
+    """VMs that are backed up together: which ones, by which nodes, to which media agent, and how."""
+
+    name: Name
+    vcenter: Name
+    media_agent: Name
+    access_nodes: tuple[Name, ...] = Field(default=(), max_length=256)
+    """Empty: every access node of the configuration."""
+    rules: tuple[Rule, ...] = Field(min_length=1, max_length=1000)
+    """A VM is selected when any of these matches."""
+    exclude: tuple[Rule, ...] = Field(default=(), max_length=1000)
+    """… and none of these does."""
+    allow_empty: bool = False
+    """False: rules that select no VM are an error, not a green job."""
+    streams: int | None = Field(default=None, ge=1, le=10_000)
+    """The most VMs of a job in work at once, over all its nodes; unset: as many as the nodes have streams."""
+    distribution: Literal["dynamic", "static"] = "dynamic"
+    order: Literal["name", "size", "listed"] = "size"
+    """`size`: largest first; `listed`: as the rules list them."""
+    quiesce: bool = False
+    quiesce_fallback: bool = False
+    """True: a refused quiesce falls back to a crash-consistent snapshot, and the VM's result says so."""
+    snapshot_debt: Literal["refuse", "warn"] = "refuse"
+    """What to do with a VM that needed consolidation before we touched it."""
+    pending_snapshot: Literal["refuse", "proceed"] = "refuse"
+    """What to do with a VM whose last backup's snapshot is still being removed."""
+    min_free_bytes: SizeBytes = 10 * _GIB
+    """Free space of every datastore of a VM below which no snapshot is made, or an existing one is let go."""
+    max_hold_s: float = Field(default=12 * 3600.0, gt=0, le=7 * 86400)
+    """The longest that a snapshot may be held."""
+
+    @model_validator(mode="after")
+    def _fallback_of_what(self) -> VmGroup:
+        if self.quiesce_fallback and not self.quiesce:
+            msg = "quiesce_fallback has no effect without quiesce = true"
+            raise ValueError(msg)
+        return self

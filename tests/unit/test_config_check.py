@@ -1,0 +1,169 @@
+"""Goal: `check` names everything that is wrong with a configuration at once, by file, key and reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safehaul.config.example import example_toml
+from safehaul.config.loader import check, find_config, load
+from safehaul.config.models import VmGroup
+from safehaul.errors import ConfigError, InvalidInputError
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    path = tmp_path / "safehaul.toml"
+    path.write_text(example_toml())
+    return path
+
+
+def _edited(path: Path, *changes: tuple[str, str]) -> Path:
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    return path
+
+
+def _reasons(path: Path) -> dict[str, str]:
+    return {problem.key: problem.reason for problem in check(path)}
+
+
+def test_the_documented_example_is_valid_and_means_what_it_says(example: Path) -> None:
+    assert check(example) == []
+    settings = load(example)
+    group = settings.vm_group("nightly")
+    assert [node.name for node in settings.access_nodes_of(group)] == ["node-1", "node-2"]
+    assert settings.vcenter("main").port == 443
+    assert settings.access_node("node-1").spool_limit_bytes == 2 * 2**30
+    assert settings.access_node("node-2").streams is None
+    assert settings.media_agent("vault").repository_path == "/srv/safehaul/repository"
+    assert settings.temporal.tls.enabled
+
+
+def test_the_example_shows_every_key_of_a_vm_group() -> None:
+    missing = [name for name in VmGroup.model_fields if f"\n{name} = " not in example_toml()]
+    assert missing == []
+
+
+def test_every_problem_is_reported_at_once(example: Path) -> None:
+    path = _edited(
+        example,
+        ('installation_id = "6f2d', 'installation_id = "zzzz'),
+        ('namespace = "backup"', 'namespacce = "backup"'),
+        ("streams = 4", 'streams = "many"'),
+        ('name = "node-2"', 'name = "node-1"'),
+        ('vcenter = "main"', 'vcenter = "mian"'),
+        ('access_nodes = ["node-1", "node-2"]', 'access_nodes = ["node-9"]'),
+        ("subfolders = true", "subfolder = true"),
+        ('distribution = "dynamic"', 'distribution = "random"'),
+    )
+    reasons = _reasons(path)
+    assert "UUID" in reasons.pop("installation_id")
+    assert reasons.pop("temporal.namespacce") == "unknown key, did you mean 'namespace'?"
+    assert reasons.pop('access_nodes["node-1"].streams') == "must be a whole number"
+    assert "'node-1' already" in reasons.pop('access_nodes["node-1"].name')
+    assert "did you mean 'main'?" in reasons.pop('vm_groups["nightly"].vcenter')
+    assert "no access node 'node-9'" in reasons.pop('vm_groups["nightly"].access_nodes[0]')
+    assert "'subfolders'" in reasons.pop('vm_groups["nightly"].rules[1].subfolder')
+    assert "'dynamic' or 'static'" in reasons.pop('vm_groups["nightly"].distribution')
+    assert reasons == {}
+    with pytest.raises(ConfigError, match=r"namespacce(.|\n)*rules\[1\].subfolder"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "reason"),
+    [
+        ('{ file = "/etc/safehaul/vcenter-password" }', '"S3cret!"', ".password", "env = "),
+        ('{ file = "/etc/safehaul/vcenter-password" }', '{ env = "A", file = "/b" }', "d", "exactly one"),
+        ('{ file = "/etc/safehaul/vcenter-password" }', '{ keyring = "user" }', ".password", "service/user"),
+        ("https://vcenter", "https://root:S3cret!@vcenter", ".url", "keys of their own"),
+        ("https://vcenter", "http://vcenter", ".url", "https://"),
+        ("sqlite:////var", "sqlite:///var", "catalog.url", "absolute"),
+        ("sqlite:////var/lib", "postgresql://u:S3cret!@db/lib", "catalog.url", "password"),
+        ("tls = true", "tls = false", "temporal", "in clear"),
+        ('name = "nas-2"', 'name = "NAS.2"', ".name", "a-z"),
+        ("file:///srv", "s3://srv", ".repository", "file://"),
+        ('"2 GiB"', '"2 GB"', ".spool_limit_bytes", "GiB"),
+        ('version = "auto"', "version = 4.2", ".version", "'4.1'"),
+        ('remote_path = "/vol/datastore2"', 'remote_path = "/vol/../x"', ".remote_path", "'..'"),
+        ('remote_hosts = ["nas-2"]\nremote_path = "/vol/datastore2"',
+         'remote_hosts = ["10.20.0.5"]\nremote_path = "/vol/datastore1"', ".remote_hosts", "already"),
+        ("quiesce = true ", "quiesce = false ", '"nightly"]', "no effect"),
+        ('{ name = "web-*", ignore_case = true }', '{ nmae = "x" }', ".rules[0]", "did you mean 'name'?"),
+        ('{ name = "web-*", ignore_case = true }', '{ guids = ["x"] }', ".rules[0].guids", "VC.GUID"),
+        ("# thumbprint_sha256", "insecure_skip_verify = true #", '"main"]', "exclude each other"),
+        ("installation_id", "_env_file = '/x'\ninstallation_id", "_env_file", "unknown key"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_would_be_right(
+    example: Path, old: str, new: str, key: str, reason: str
+) -> None:
+    problems = check(_edited(example, (old, new)))
+    assert len(problems) == 1, problems
+    assert problems[0].key.endswith(key)
+    assert reason in problems[0].reason
+    assert problems[0].file == str(example)
+    with pytest.raises(ConfigError) as failure:
+        load(example)
+    assert "S3cret!" not in f"{failure.value!r} {failure.value.__cause__!r} {problems}"
+
+
+def test_a_syntax_error_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("installation_id = 'x'\n[temporal\n")
+    (problem,) = check(path)
+    assert "line 2" in problem.reason
+
+
+@pytest.mark.parametrize("content", [b"a = 1\n\xff\n", b"a = " + b"[" * 5000])
+def test_a_file_that_is_no_text_or_a_bomb_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    assert len(check(path)) == 1
+
+
+def test_rules_that_stand_too_deep_are_refused(example: Path) -> None:
+    deep = "{ not = " * 200 + '{ name = "x" }' + " }" * 200
+    path = _edited(example, ('{ name = "web-*", ignore_case = true }', deep))
+    assert any("deep" in problem.reason for problem in check(path))
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    (problem,) = check(tmp_path / "none.toml")
+    assert "No such file" in problem.reason
+    assert problem.file.endswith("none.toml")
+
+
+def test_a_missing_required_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.toml"
+    path.write_text("")
+    assert {"installation_id", "catalog", "vcenters", "access_nodes", "media_agents"} == set(_reasons(path))
+
+
+def test_an_unknown_name_lists_what_exists(example: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no VM group 'weekly'; it has: nightly"):
+        load(example).vm_group("weekly")
+
+
+def test_the_file_is_found_by_option_then_variable_then_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAFEHAUL_CONFIG", raising=False)
+    monkeypatch.setattr(
+        "safehaul.config.loader.DEFAULT_PATHS", (Path("safehaul.toml"), tmp_path / "etc.toml")
+    )
+    with pytest.raises(ConfigError, match="--config or SAFEHAUL_CONFIG"):
+        find_config()
+    (tmp_path / "etc.toml").touch()
+    assert find_config() == tmp_path / "etc.toml"
+    (tmp_path / "safehaul.toml").touch()
+    assert find_config() == Path("safehaul.toml")
+    monkeypatch.setenv("SAFEHAUL_CONFIG", "/elsewhere.toml")
+    assert find_config() == Path("/elsewhere.toml")
+    assert find_config("/given.toml") == Path("/given.toml")

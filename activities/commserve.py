@@ -1,0 +1,170 @@
+"""The CommServe's own steps: opens a job, chooses its coordinator, looks after its children, records its end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import temporalio.api.workflowservice.v1 as workflowservice
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.errors import step, translated
+from activities.peers import Peers
+from activities.records import catalog_job, read_job_report, status_of
+from safehaul.errors import NotFoundError, PolicyError
+from safehaul.messages.job import (
+    ChildRef,
+    ChooseInput,
+    CloseJobInput,
+    ClosedChild,
+    CoordinatorChoice,
+    JobReport,
+    JobSettings,
+    JobTotals,
+    OpenJobInput,
+    ReconcileInput,
+    Reconciliation,
+    RecordJobInput,
+)
+from safehaul.messages.vm import VmOptions, VmReport
+
+
+class CommServe:
+    """Activities of the queue `commserve`."""
+
+    def __init__(self, peers: Peers, client: Client) -> None:
+        self._peers = peers
+        self._client = client
+        self._namespace_id = ""
+
+    @activity.defn(name="open_job")
+    async def open_job(self, job: OpenJobInput) -> JobSettings:
+        """Resolves the VM group from the configuration. A second run answers the same. Errors: an unknown group
+        lists those that exist.
+        """
+        namespace_id = await self._namespace()
+        with translated():
+            settings = self._peers.settings
+            group = settings.vm_group(job.request.vm_group)
+            return JobSettings(
+                vm_group=group.name,
+                vcenter=group.vcenter,
+                access_nodes=[node.name for node in settings.access_nodes_of(group)],
+                media_agent=group.media_agent,
+                installation_id=str(settings.installation_id),
+                namespace_id=namespace_id,
+                distribution=group.distribution,
+                order=group.order,
+                max_streams=group.streams,
+                allow_empty=group.allow_empty,
+                options=VmOptions(
+                    quiesce=group.quiesce,
+                    quiesce_fallback=group.quiesce_fallback,
+                    debt=group.snapshot_debt,
+                    min_free_bytes=group.min_free_bytes,
+                    max_hold_s=group.max_hold_s,
+                ),
+            )
+
+    @step("choose_coordinator")
+    def choose_coordinator(self, choice: ChooseInput) -> CoordinatorChoice:
+        """Step 1: the CommServe picks the least loaded of the access nodes that answered as the coordinator.
+
+        A second run with the same answers picks the same. Errors: none answered.
+        """
+        if not choice.answers:
+            raise PolicyError(
+                f"no access node of VM group {choice.vm_group!r} answers (asked: {', '.join(choice.asked)}): "
+                "start their workers with `safehaul worker access-node NAME`"
+            )
+        best = min(choice.answers, key=lambda answer: (answer.load / max(answer.cores, 1), answer.node))
+        answered = {answer.node for answer in choice.answers}
+        return CoordinatorChoice(
+            coordinator=best.node,
+            reason=f"least loaded of {len(answered)}: {best.load:.2f} on {best.cores} cores",
+            silent_nodes=[node for node in choice.asked if node not in answered],
+        )
+
+    @activity.defn(name="request_cancel")
+    async def request_cancel(self, workflow_id: str) -> None:
+        """Asks the server to cancel the workflow, which cannot cancel itself. A second run changes nothing."""
+        try:
+            await self._client.get_workflow_handle(workflow_id).cancel()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:  # it has ended meanwhile: nothing to cancel
+                raise
+
+    @activity.defn(name="reconcile")
+    async def reconcile(self, arg: ReconcileInput) -> Reconciliation:
+        """Looks each child up by Describe (never by visibility, which lags) and returns those that are closed."""
+        closed: list[ClosedChild] = []
+        for child in arg.children:
+            found = await self._look_up(child)
+            if found is not None:
+                closed.append(found)
+        return Reconciliation(closed=closed)
+
+    @step("record_job")
+    def record_job(self, record: RecordJobInput) -> None:
+        """After step 17: writes the coordinator's report to the catalogue. Keyed by job id; a second run
+        replaces the same rows. Errors: the coordinator has left no report.
+        """
+        report, vms = read_job_report(self._peers.repository(record.media_agent), record.job_id)
+        catalog_job(self._peers.catalog(), report, vms)
+
+    @step("report_unled_job")
+    def report_unled_job(self, close: CloseJobInput) -> JobReport:
+        """The result of a job that ended before any coordinator led it. Writes it to the catalogue only."""
+        status, reason = status_of(close, JobTotals())
+        report = JobReport(
+            job_id=close.job_id,
+            workflow_id=close.workflow_id,
+            vm_group=close.vm_group,
+            status=status,
+            reason=reason,
+            distribution=close.distribution,
+            totals=JobTotals(),
+            vms=[],
+            pages=[],
+            left_out=close.left_out,
+            noteworthy=close.noteworthy,
+            started_at=close.started_at,
+            ended_at=datetime.now(UTC),
+        )
+        catalog_job(self._peers.catalog(), report, [])
+        return report
+
+    async def _look_up(self, child: ChildRef) -> ClosedChild | None:
+        handle = self._client.get_workflow_handle(child.child_id)
+        try:
+            description = await handle.describe()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            return ClosedChild(child_id=child.child_id, status="not found")
+        if description.status in (None, WorkflowExecutionStatus.RUNNING):
+            return None
+        name = description.status.name.lower()
+        report: VmReport | None = None
+        try:
+            if description.status is WorkflowExecutionStatus.COMPLETED:
+                report = VmReport.model_validate(await handle.result())
+            elif description.status is WorkflowExecutionStatus.FAILED:
+                await handle.result()
+        except WorkflowFailureError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.details:
+                report = VmReport.model_validate(error.cause.details[0])
+        return ClosedChild(child_id=child.child_id, status=name, report=report)
+
+    async def _namespace(self) -> str:
+        """UUID of the Temporal namespace: distinguishes our snapshots from another cluster's."""
+        if not self._namespace_id:
+            answer = await self._client.workflow_service.describe_namespace(
+                workflowservice.DescribeNamespaceRequest(namespace=self._client.namespace)
+            )
+            self._namespace_id = answer.namespace_info.id
+            if not self._namespace_id:
+                raise NotFoundError(f"the Temporal server does not tell the id of namespace {self._client.namespace}")
+        return self._namespace_id

@@ -1,0 +1,87 @@
+"""What a worker process is connected to: one session for each vCenter, its repositories, exports, catalogue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from safehaul.catalog.catalog import Catalog
+from safehaul.config.settings import Settings
+from safehaul.media.repository import Repository
+from safehaul.media.store import open_store
+from safehaul.messages.inventory import NasVolume
+from safehaul.nas.definition import match
+from safehaul.nas.export import NasExport
+from safehaul.nas.opening import open_export
+from safehaul.vsphere.client import VCenter
+
+PeerT = TypeVar("PeerT")
+
+
+class Peers:
+    """Opened when first used, shared by the process's steps, closed at its end. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._vcenters: dict[str, VCenter] = {}
+        self._repositories: dict[str, Repository] = {}
+        self._catalogs: dict[str, Catalog] = {}
+
+    def vcenter(self, name: str) -> VCenter:
+        """The session with the vCenter of that name in the configuration."""
+        return self._once(self._vcenters, name, lambda: self._open_vcenter(name))
+
+    def repository(self, media_agent: str) -> Repository:
+        """The repository of the MediaAgent of that name."""
+        return self._once(
+            self._repositories,
+            media_agent,
+            lambda: Repository.open(open_store(self.settings.media_agent(media_agent).repository)),
+        )
+
+    def catalog(self) -> Catalog:
+        """The catalogue."""
+        return self._once(self._catalogs, "", lambda: Catalog(self.settings.catalog_url()))
+
+    def open_export(self, volume: NasVolume, *, writable: bool = False) -> NasExport:
+        """A fresh connection to the export behind a NAS volume; the caller closes it."""
+        definitions = self.settings.restore_exports if writable else self.settings.exports
+        return open_export(match(volume, definitions, writable=writable), volume, writable=writable)
+
+    def spool(self, node: str) -> Path:
+        """The node's spool directory."""
+        return Path(self.settings.access_node(node).spool_dir) / node
+
+    def close(self) -> None:
+        """Log out everywhere."""
+        with self._lock:
+            for vcenter in self._vcenters.values():
+                vcenter.close()
+            for catalog in self._catalogs.values():
+                catalog.close()
+            self._vcenters.clear()
+            self._catalogs.clear()
+            self._repositories.clear()
+
+    def _open_vcenter(self, name: str) -> VCenter:
+        found = self.settings.vcenter(name)
+        return VCenter(
+            name=found.name,
+            host=found.host,
+            port=found.port,
+            path=found.path,
+            user=found.user,
+            password=found.password.resolve(),
+            ca_file=found.ca_file,
+            thumbprint_sha256=found.thumbprint_sha256,
+            insecure=found.insecure_skip_verify,
+        )
+
+    def _once(self, cache: dict[str, PeerT], key: str, make: Callable[[], PeerT]) -> PeerT:
+        with self._lock:
+            if key not in cache:
+                cache[key] = make()
+            return cache[key]

@@ -1,0 +1,390 @@
+"""What a backup job is asked, told and answers: BackupJob's input, its settings, nodes, plan and report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from safehaul.messages.base import Message, Request
+from safehaul.messages.vm import VmOptions, VmReport
+
+
+class BackupJobRequest(Request):
+    """What a person gives to BackupJob: `{"vm_group": "nightly"}`."""
+
+    vm_group: str = Field(min_length=1, max_length=200)
+
+
+class CancelVmRequest(Request):
+    """What a person gives to the signal `cancel_vm`: the VM's name or its VC.GUID."""
+
+    vm: str = Field(min_length=1, max_length=300)
+
+
+class JobStatus(StrEnum):
+    """How a job stands or ended."""
+
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    PARTIAL = "Partial"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class OpenJobInput(Message):
+    """What the CommServe needs to open a job."""
+
+    request: BackupJobRequest
+    job_id: str
+    workflow_id: str
+
+
+class JobSettings(Message):
+    """A VM group resolved from the configuration when the job opened; valid for the whole job."""
+
+    vm_group: str
+    vcenter: str
+    access_nodes: list[str]
+    media_agent: str
+    installation_id: str
+    namespace_id: str
+    """UUID of the Temporal namespace: part of the snapshots' marker."""
+    distribution: str = "dynamic"
+    order: str = "size"
+    max_streams: int | None = None
+    """The most VMs of the job in work at once, over all its nodes."""
+    allow_empty: bool = False
+    options: VmOptions = Field(default_factory=VmOptions)
+
+
+class PingAnswer(Message):
+    """A node's sign of life."""
+
+    node: str
+    version: str
+    cores: int
+    load: float
+    """1-minute load average."""
+    streams: int
+
+
+class CoordinatorChoice(Message):
+    """Step 1: which node coordinates, and which did not answer."""
+
+    coordinator: str
+    reason: str
+    silent_nodes: list[str] = Field(default_factory=list)
+
+
+class ChooseInput(Message):
+    """The answers among which step 1 chooses."""
+
+    job_id: str
+    vm_group: str
+    asked: list[str]
+    answers: list[PingAnswer]
+
+
+class DiscoverInput(Message):
+    """Step 2's input."""
+
+    job_id: str
+    settings: JobSettings
+
+
+class Excluded(Message):
+    """A VM that discovery saw and did not take, or a GUID that it did not find."""
+
+    name: str
+    vc_guid: str = ""
+    reason: str
+
+
+class Discovery(Message):
+    """Step 2's result: the VMs stand in pages in the repository, never in one payload."""
+
+    pages: list[str]
+    """Names of the job's objects, each a page of `VmRecord`s."""
+    vm_count: int
+    capacity_bytes: int
+    seen_count: int = 0
+    noteworthy: list[Excluded] = Field(default_factory=list)
+    """Bounded: VMs that were excluded or have something special about them."""
+    failed: list[Excluded] = Field(default_factory=list)
+    """VMs that were asked for and cannot be backed up at all: GUIDs not found or not unique. Reported as Failed."""
+    datastores: list[str] = Field(default_factory=list)
+
+
+class LeaseInput(Message):
+    """Step 3's input."""
+
+    job_id: str
+    coordinator: str
+    holder: str
+    """Who takes the lease: the same text when the same activity is tried again."""
+    settings: JobSettings
+
+
+class Lease(Message):
+    """Step 3's result: one coordinator at a time; a successor has a higher epoch."""
+
+    job_id: str
+    coordinator: str
+    epoch: int
+
+
+class PrepareInput(Message):
+    """Step 4's input, for one node."""
+
+    job_id: str
+    node: str
+    settings: JobSettings
+    datastores: list[str]
+    lease: Lease
+
+
+class NodeAnswer(Message):
+    """Step 4's answer of one node."""
+
+    node: str
+    version: str
+    cores: int
+    load: float
+    memory_bytes: int
+    streams: int
+    reachable_datastores: list[str]
+    problems: list[str] = Field(default_factory=list)
+    """One line for each export or peer that this node could not reach."""
+
+
+class AdmitInput(Message):
+    """What the coordinator judges in step 4."""
+
+    job_id: str
+    lease: Lease
+    settings: JobSettings
+    answers: list[NodeAnswer]
+    refusals: list[str] = Field(default_factory=list)
+    """`node: reason` of nodes whose preparation failed."""
+
+
+class Admission(Message):
+    """Step 4's result: the nodes that take part, and those left out with the reason."""
+
+    nodes: list[NodeAnswer]
+    left_out: list[str] = Field(default_factory=list)
+
+
+class DistributeInput(Message):
+    """Step 5's input."""
+
+    job_id: str
+    lease: Lease
+    settings: JobSettings
+    discovery: Discovery
+    nodes: list[NodeAnswer]
+
+
+class PlanQueue(Message):
+    """A queue of VMs in the plan: a node's own (static) or the common one (dynamic, `node` empty)."""
+
+    node: str = ""
+    pages: list[str]
+    """Names of the job's objects, each a page of `PlannedVm`s in order."""
+    vm_count: int
+
+
+class Plan(Message):
+    """Step 5's result."""
+
+    queues: list[PlanQueue]
+    unplaceable: list[Excluded] = Field(default_factory=list)
+
+
+class PlannedVm(Message):
+    """One VM in the plan: what BackupVm needs to start, little enough for pages of hundreds."""
+
+    vc_guid: str
+    name: str
+    moref: str
+    capacity_bytes: int = 0
+    nodes: list[str] = Field(default_factory=list)
+    """Nodes that reach the VM's datastores; empty means all."""
+
+
+class PageInput(Message):
+    """Which page of the plan to load."""
+
+    job_id: str
+    media_agent: str
+    name: str
+
+
+class PlanPage(Message):
+    """A page of the plan."""
+
+    vms: list[PlannedVm]
+
+
+class NodeRequest(Message):
+    """Step 15: a dry node asks for another VM."""
+
+    node: str
+    free_streams: int
+    load: float
+    asked_at: datetime
+
+
+class VmFinished(Message):
+    """What BackupVm signals to its job when it ends, whatever the end."""
+
+    job_id: str
+    child_id: str
+    report: VmReport
+    request: NodeRequest | None = None
+    orphaned: bool = False
+    """Set by the job itself when a child closed without a report: its snapshot must be removed."""
+
+
+class ChildRef(Message):
+    """A running child as the ledger and the reconciliation know it."""
+
+    child_id: str
+    first_run_id: str = ""
+    vc_guid: str
+    name: str
+    moref: str
+    node: str
+    given_by: str = "plan"
+    started_at: datetime
+
+
+class ReconcileInput(Message):
+    """Children to look up by Describe."""
+
+    job_id: str
+    children: list[ChildRef]
+
+
+class ClosedChild(Message):
+    """A child that Describe shows closed."""
+
+    child_id: str
+    status: str
+    report: VmReport | None = None
+    """The child's own report, when it ended by itself."""
+
+
+class Reconciliation(Message):
+    """Children that are closed although the job knows them as running."""
+
+    closed: list[ClosedChild]
+
+
+class ReportPageInput(Message):
+    """Finished VMs' reports, to be made durable a page at a time."""
+
+    job_id: str
+    media_agent: str
+    page: str
+    reports: list[VmReport]
+
+
+class JobTotals(Message):
+    """Sums over a job's VMs; bytes."""
+
+    vms: int = 0
+    completed: int = 0
+    partial: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    bytes_capacity: int = 0
+    bytes_read: int = 0
+    bytes_stored: int = 0
+
+    def plus(self, report: VmReport) -> JobTotals:
+        """These totals with one more VM."""
+        return JobTotals(
+            vms=self.vms + 1,
+            completed=self.completed + (report.status == "Completed"),
+            partial=self.partial + (report.status == "Partial"),
+            failed=self.failed + (report.status == "Failed"),
+            cancelled=self.cancelled + (report.status == "Cancelled"),
+            bytes_capacity=self.bytes_capacity + report.bytes_capacity,
+            bytes_read=self.bytes_read + report.bytes_read,
+            bytes_stored=self.bytes_stored + report.bytes_stored,
+        )
+
+
+class CloseJobInput(Message):
+    """Step 17's input: the coordinator makes the job's report from the durable pages."""
+
+    job_id: str
+    workflow_id: str
+    vm_group: str
+    media_agent: str = ""
+    lease: Lease | None = None
+    coordinator: str = ""
+    pages: list[str]
+    cancelled: bool = False
+    failure: str = ""
+    """Why the job ended before its VMs could be dealt with, if so."""
+    left_out: list[str] = Field(default_factory=list)
+    noteworthy: list[Excluded] = Field(default_factory=list)
+    started_at: datetime
+    distribution: str = ""
+
+
+class JobReport(Message):
+    """A job's result. `vms` holds the first 200 VMs, those with trouble first; all stand in `pages`."""
+
+    job_id: str
+    workflow_id: str
+    vm_group: str
+    status: JobStatus
+    reason: str = ""
+    coordinator: str = ""
+    lease_epoch: int = 0
+    distribution: str = ""
+    totals: JobTotals
+    vms: list[VmReport]
+    pages: list[str]
+    left_out: list[str] = Field(default_factory=list)
+    noteworthy: list[Excluded] = Field(default_factory=list)
+    started_at: datetime
+    ended_at: datetime
+
+
+class RecordJobInput(Message):
+    """What the CommServe writes to the catalogue when a job ends."""
+
+    job_id: str
+    media_agent: str
+
+
+class VmProgress(Message):
+    """A running VM in the query `progress`."""
+
+    name: str
+    vc_guid: str
+    node: str
+    child_id: str
+    started_at: datetime
+
+
+class JobProgress(Message):
+    """Answer of the query `progress`."""
+
+    job_id: str
+    vm_group: str
+    status: JobStatus
+    stage: str
+    coordinator: str = ""
+    waiting: int = 0
+    running: list[VmProgress] = Field(default_factory=list)
+    totals: JobTotals = Field(default_factory=JobTotals)
+    left_out: list[str] = Field(default_factory=list)
+    recent: list[VmReport] = Field(default_factory=list)
+    rejected_signals: list[str] = Field(default_factory=list)

@@ -1,0 +1,75 @@
+"""The job's ledger as it travels through continue-as-new."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from safehaul.messages.base import Message
+from safehaul.messages.job import (
+    BackupJobRequest,
+    ChildRef,
+    Excluded,
+    JobSettings,
+    JobTotals,
+    Lease,
+    PlannedVm,
+    VmFinished,
+)
+from safehaul.messages.vm import VmReport
+
+
+class NodeLedger(BaseModel):
+    """One node's account."""
+
+    name: str
+    streams: int
+    credits: int
+    """Streams that may be given a VM now."""
+    asked: bool = False
+    """True once the node has asked (step 15): later VMs are given by request, not by plan."""
+    lost: bool = False
+
+
+class QueueLedger(BaseModel):
+    """A queue of the plan: which pages are still to load, and the VMs loaded and not given yet."""
+
+    node: str = ""
+    pages: list[str] = Field(default_factory=list)
+    pending: list[PlannedVm] = Field(default_factory=list)
+    unloaded_count: int = 0
+
+
+class LedgerState(BaseModel):
+    """Everything that the job must remember between two runs of its workflow."""
+
+    nodes: dict[str, NodeLedger] = Field(default_factory=dict)
+    queues: list[QueueLedger] = Field(default_factory=list)
+    running: dict[str, ChildRef] = Field(default_factory=dict)
+    totals: JobTotals = Field(default_factory=JobTotals)
+    unwritten: list[VmReport] = Field(default_factory=list)
+    report_pages: list[str] = Field(default_factory=list)
+    recent: list[VmReport] = Field(default_factory=list)
+
+
+class JobState(Message):
+    """The input of a job's next run after continue-as-new."""
+
+    request: BackupJobRequest
+    settings: JobSettings
+    lease: Lease
+    silent_nodes: list[str]
+    left_out: list[str]
+    noteworthy: list[Excluded]
+    ledger: LedgerState
+    inbox: list[VmFinished] = Field(default_factory=list)
+    started_at: datetime
+    cancel_asked: bool = False
+    rejected_signals: list[str] = Field(default_factory=list)
+
+
+class ContinuedJob(Message):
+    """How BackupJob tells its own continuation from what a person types."""
+
+    continued: JobState

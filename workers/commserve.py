@@ -1,0 +1,55 @@
+"""The CommServe's process: all workflows, and the CommServe's own steps."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.commserve import CommServe
+from activities.peers import Peers
+from safehaul.config.settings import Settings
+from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped, sandbox
+from workers.search_attributes import ensure_search_attributes
+from workflows import policies
+from workflows.catalogue import WORKFLOWS
+
+SLOTS = 16
+
+
+async def serve(settings: Settings) -> None:
+    """Run the CommServe until the process is asked to stop."""
+    client = await connect(settings, "commserve")
+    await ensure_search_attributes(client)
+    peers = Peers(settings)
+    try:
+        with ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix="commserve") as threads:
+            await run_until_stopped([worker(client, peers, threads)], "commserve")
+    finally:
+        peers.close()
+
+
+def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
+    """The worker of the queue `commserve`."""
+    steps = CommServe(peers, client)
+    return Worker(
+        client,
+        task_queue=policies.COMMSERVE_QUEUE,
+        workflows=WORKFLOWS,
+        activities=[
+            steps.open_job,
+            steps.choose_coordinator,
+            steps.request_cancel,
+            steps.reconcile,
+            steps.record_job,
+            steps.report_unled_job,
+        ],
+        activity_executor=threads,
+        workflow_runner=sandbox(),
+        max_concurrent_activities=SLOTS,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+        graceful_shutdown_timeout=GRACE,
+        deployment_config=deployment(),
+    )

@@ -1,0 +1,325 @@
+"""BackupJob: the job's story. Finds a coordinator, plans with it, hands VMs to nodes, reports.
+
+The job's history stays bounded by continue-as-new; the VMs' workflows are abandoned children that report by
+signal. Signals are hints: every half minute the ledger is compared with what the server says of each child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RawValue
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commserve import CommServe
+    from activities.coordination import JobCoordination
+    from activities.discovery import Discoverer
+    from safehaul.messages.job import (
+        BackupJobRequest,
+        CloseJobInput,
+        DiscoverInput,
+        Discovery,
+        DistributeInput,
+        JobProgress,
+        JobReport,
+        JobSettings,
+        JobStatus,
+        OpenJobInput,
+        Plan,
+        RecordJobInput,
+        VmFinished,
+        VmProgress,
+    )
+    from safehaul.messages.ledger import ContinuedJob, JobState
+    from workflows import policies
+    from workflows.coordinator import Coordinator
+    from workflows.inputs import parse_input
+    from workflows.job_details import job_details
+    from workflows.job_signals import Mailbox
+    from workflows.ledger import Ledger
+    from workflows.vm_report import explain
+    from workflows.vm_runner import VmRunner
+
+EXAMPLE = '{"vm_group": "nightly"}'
+
+
+@workflow.defn(name="BackupJob")
+class BackupJob:
+    """Backs up the VMs of one VM group."""
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox()
+        self._ledger = Ledger()
+        self._coordinator = Coordinator()
+        self._stage = "starting"
+        self._status = JobStatus.RUNNING
+        self._request = BackupJobRequest(vm_group="?")
+        self._settings: JobSettings | None = None
+        self._discovery = Discovery(pages=[], vm_count=0, capacity_bytes=0)
+        self._started_at = datetime.fromtimestamp(0).astimezone()
+
+    @workflow.run
+    async def run(self, raw: Any = None, *more: Any) -> JobReport:
+        """Steps 1–5, the VMs (6–16, in BackupVm), and step 17."""
+        continued = self._read_input(raw, more)
+        canceller = asyncio.create_task(self._mailbox.turn_signal_into_cancel())
+        failure: BaseException | None = None
+        try:
+            if not continued:
+                await self._plan()
+            await self._run_vms()
+        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            failure = error
+            self._stage = "stopping the VMs"
+            self._show()
+            await self._runner.stop_everything()
+        finally:
+            canceller.cancel()
+        return await self._close(failure)
+
+    async def _plan(self) -> None:
+        """Steps 1 to 5; again with another coordinator when one dies before its plan is durable."""
+        self._stage = "opening the job"
+        self._settings = await workflow.execute_activity_method(
+            CommServe.open_job,
+            OpenJobInput(
+                request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id
+            ),
+            summary=f"Open the job for VM group {self._request.vm_group}",
+            **policies.COMMSERVE,
+        )
+        self._coordinator.settings = self._settings
+        while True:
+            # Step 1
+            self._stage = "choosing a coordinator"
+            await self._coordinator.choose()
+            self._show()
+            if await self._plan_with_coordinator(self._settings):
+                return
+
+    async def _plan_with_coordinator(self, settings: JobSettings) -> bool:
+        """Steps 2 to 5 with the chosen coordinator; False when it stopped answering."""
+        try:
+            # Step 2
+            self._stage = "discovering VMs"
+            self._discovery = await self._coordinator.ask(
+                Discoverer.discover,
+                DiscoverInput(job_id=self._job_id, settings=settings),
+                "Step 2 · discover the VMs",
+            )
+            self._show()
+            # Step 3
+            self._stage = "taking the job's lease"
+            await self._coordinator.take_lease()
+            # Step 4
+            self._stage = "initialising the access nodes"
+            admission = await self._coordinator.initialise_nodes(self._discovery.datastores)
+            # Step 5
+            self._stage = "distributing the VMs"
+            plan: Plan = await self._coordinator.ask(
+                JobCoordination.distribute,
+                DistributeInput(
+                    job_id=self._job_id,
+                    lease=self._coordinator.lease,
+                    settings=settings,
+                    discovery=self._discovery,
+                    nodes=admission.nodes,
+                ),
+                f"Step 5 · distribute {self._discovery.vm_count} VMs ({settings.distribution})",
+            )
+        except ActivityError as error:
+            if not self._coordinator.is_lost(error):
+                raise
+            return False
+        self._ledger.open(admission.nodes, plan)
+        self._runner.fail_at_once([*self._discovery.failed, *plan.unplaceable])
+        return True
+
+    async def _run_vms(self) -> None:
+        """Steps 6 to 16, one BackupVm a VM, as streams become free."""
+        reconciler = asyncio.create_task(self._runner.reconcile_for_ever())
+        try:
+            while not self._ledger.finished:
+                self._stage = "backing up"
+                await self._runner.hand_out()
+                self._show()
+                await workflow.wait_condition(lambda: self._mailbox.has_mail or reconciler.done())
+                if reconciler.done():
+                    reconciler.result()
+                await self._runner.take_mail()
+                await self._runner.write_reports(at_least=policies.REPORT_PAGE_VMS)
+                if self._history_is_long():
+                    await workflow.wait_condition(workflow.all_handlers_finished)
+                    workflow.continue_as_new({"continued": self._state().model_dump(mode="json")})
+        finally:
+            reconciler.cancel()
+
+    async def _close(self, failure: BaseException | None) -> JobReport:
+        """Step 17, whatever happened before it; then the end that the failure calls for."""
+        self._stage = "reporting"
+        self._show()
+        cancelled = workflow.cancellation_reason() is not None
+        reason = "" if failure is None or cancelled else explain(failure)
+        if self._settings is None:
+            # The group could not even be resolved: there is nobody to report through.
+            self._finish(JobStatus.CANCELLED if cancelled else JobStatus.FAILED)
+            if cancelled:
+                raise asyncio.CancelledError
+            raise ApplicationError(reason, type=_type_of(failure), non_retryable=True) from failure
+        # Step 17
+        report = await self._runner.uninterrupted_close(
+            CloseJobInput(
+                job_id=self._job_id,
+                workflow_id=workflow.info().workflow_id,
+                vm_group=self._request.vm_group,
+                pages=[],
+                cancelled=cancelled,
+                failure=reason,
+                left_out=self._coordinator.left_out,
+                noteworthy=self._discovery.noteworthy,
+                started_at=self._started_at,
+                distribution=self._settings.distribution,
+            ),
+            RecordJobInput(job_id=self._job_id, media_agent=self._settings.media_agent),
+        )
+        self._finish(report.status)
+        if report.status is JobStatus.CANCELLED:
+            raise asyncio.CancelledError
+        if report.status is JobStatus.FAILED:
+            raise ApplicationError(
+                report.reason, report, type=_type_of(failure) if failure else "JobFailed", non_retryable=True
+            ) from failure
+        return report
+
+    @workflow.signal(name="cancel", description="Cancel the job; its snapshots are removed first")
+    def cancel(self, *raw: Any) -> None:
+        """Ask for the job's cancel. Whatever comes with the signal is ignored."""
+        self._mailbox.cancel_job()
+
+    @workflow.signal(name="cancel_vm", description='Cancel one VM: {"vm": "its name or VC.GUID"}')
+    def cancel_vm(self, *raw: Any) -> None:
+        """Ask for the cancel of one VM's backup."""
+        self._mailbox.cancel_vm(raw, self._ledger)
+        self._show()
+
+    @workflow.signal(name="vm_finished", description="From BackupVm: a VM has ended")
+    def vm_finished(self, *raw: Any) -> None:
+        """A child's report."""
+        self._mailbox.finished(raw, self._job_id)
+
+    @workflow.signal(dynamic=True)
+    def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
+        """A signal that does not exist: shown, never failed on."""
+        self._mailbox.reject(f"signal {name[:80]!r} does not exist; there are: cancel, cancel_vm")
+        self._show()
+
+    @workflow.update(name="request_cancel", description="Cancel the job")
+    def request_cancel(self) -> str:
+        """As the signal, with an answer."""
+        self._mailbox.cancel_job()
+        return f"job {workflow.info().workflow_id} is being cancelled; {len(self._ledger.state.running)} VMs run"
+
+    @workflow.update(name="request_cancel_vm", description="Cancel one VM's backup")
+    def request_cancel_vm(self, raw: Any = None) -> str:
+        """As the signal, with an answer."""
+        return self._mailbox.cancel_vm((raw,), self._ledger)
+
+    @request_cancel_vm.validator
+    def _check_cancel_vm(self, raw: Any = None) -> None:
+        self._mailbox.find_vm((raw,), self._ledger)
+
+    @workflow.query(name="progress")
+    def progress(self) -> JobProgress:
+        """Where the job stands."""
+        return JobProgress(
+            job_id=self._job_id,
+            vm_group=self._request.vm_group,
+            status=self._status,
+            stage=self._stage,
+            coordinator=self._coordinator.name,
+            waiting=self._ledger.waiting,
+            running=[
+                VmProgress(
+                    name=child.name,
+                    vc_guid=child.vc_guid,
+                    node=child.node,
+                    child_id=child.child_id,
+                    started_at=child.started_at,
+                )
+                for child in self._ledger.state.running.values()
+            ],
+            totals=self._ledger.state.totals,
+            left_out=self._coordinator.left_out,
+            recent=self._ledger.state.recent,
+            rejected_signals=self._mailbox.rejected,
+        )
+
+    def _read_input(self, raw: Any, more: tuple[Any, ...]) -> bool:
+        """Set up from what a person typed (False), or from this job's earlier run (True)."""
+        self._started_at = workflow.info().workflow_start_time
+        if isinstance(raw, dict) and set(raw) == {"continued"}:
+            state = parse_input(ContinuedJob, raw, more, EXAMPLE).continued
+            self._request, self._settings = state.request, state.settings
+            self._started_at = state.started_at
+            self._discovery = self._discovery.model_copy(update={"noteworthy": state.noteworthy})
+            self._ledger = Ledger(state.ledger)
+            self._coordinator.resume(state)
+            self._mailbox.resume(state)
+            self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator, self._request)
+            return True
+        self._request = parse_input(BackupJobRequest, raw, more, EXAMPLE)
+        self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator, self._request)
+        workflow.upsert_search_attributes(
+            [
+                policies.JOB_ID.value_set(self._job_id),
+                policies.VM_GROUP.value_set(self._request.vm_group),
+                policies.BACKUP_STATUS.value_set(JobStatus.RUNNING),
+            ]
+        )
+        return False
+
+    def _state(self) -> JobState:
+        assert self._settings is not None
+        return JobState(
+            request=self._request,
+            settings=self._settings,
+            lease=self._coordinator.lease,
+            silent_nodes=self._coordinator.silent_nodes,
+            left_out=self._coordinator.left_out,
+            noteworthy=self._discovery.noteworthy,
+            ledger=self._ledger.state,
+            inbox=self._mailbox.inbox,
+            started_at=self._started_at,
+            cancel_asked=self._mailbox.cancel_asked,
+            rejected_signals=self._mailbox.rejected,
+        )
+
+    def _history_is_long(self) -> bool:
+        info = workflow.info()
+        return (
+            info.is_continue_as_new_suggested()
+            or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
+        ) and not self._mailbox.cancel_asked
+
+    def _finish(self, status: JobStatus) -> None:
+        self._status = status
+        self._stage = "done"
+        workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(status)])
+        self._show()
+
+    def _show(self) -> None:
+        workflow.set_current_details(job_details(self.progress()))
+
+    @property
+    def _job_id(self) -> str:
+        return workflow.info().first_execution_run_id
+
+
+def _type_of(failure: BaseException | None) -> str:
+    cause = failure.cause if isinstance(failure, ActivityError) else failure
+    return (cause.type if isinstance(cause, ApplicationError) else None) or "JobFailed"

@@ -1,0 +1,324 @@
+"""BackupVm: one VM through steps 6 to 15. Whatever happens, its snapshot goes and its job hears of the end."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.index import AccessNodeIndexing, MediaAgentIndexing
+    from activities.snapshot import Snapshots
+    from activities.transfer import Transfers
+    from activities.transport import Transport
+    from safehaul.messages.vm import (
+        BackupSession,
+        BackupVmInput,
+        CheckTransportInput,
+        CreateSnapshotInput,
+        DownloadInput,
+        FinishInput,
+        IndexInput,
+        InspectInput,
+        Inspection,
+        MarkInput,
+        OpenBackupInput,
+        Removal,
+        SealedBackup,
+        SealInput,
+        SnapshotPlan,
+        SnapshotRef,
+        StoredFiles,
+        StoreFilesInput,
+        TransferInput,
+        TransferResult,
+        TransportReport,
+        VmProgressDetail,
+        VmRef,
+        VmReport,
+        VmStatus,
+    )
+    from workflows import policies
+    from workflows.inputs import parse_input
+    from workflows.job_link import ask_and_report
+    from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
+    from workflows.vm_report import VmStory
+
+EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
+
+
+@workflow.defn(name="BackupVm")
+class BackupVm:
+    """Backs up one VM on one access node. Started by BackupJob."""
+
+    def __init__(self) -> None:
+        self._story = VmStory()
+
+    @workflow.run
+    async def run(self, raw: Any = None, *more: Any) -> VmReport:
+        """Steps 6–15. Returns the report of a Completed or Partial VM; fails or is cancelled otherwise."""
+        self._input = parse_input(BackupVmInput, raw, more, EXAMPLE)
+        self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
+        ending: BaseException | None = None
+        try:
+            await self._back_up()
+        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            ending = error
+        report = self._story.end(ending, workflow.now())
+        workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
+        # Step 15 — and step 16 begins when the job gives this node another VM.
+        await self._ask_for_another_vm(report)
+        if report.status is VmStatus.CANCELLED:
+            raise asyncio.CancelledError
+        if report.status is VmStatus.FAILED:
+            raise ApplicationError(report.reason, report, type="VmFailed", non_retryable=True) from ending
+        return report
+
+    @workflow.query(name="progress")
+    def progress(self) -> VmProgressDetail:
+        """Where this VM stands."""
+        return self._story.progress()
+
+    async def _back_up(self) -> None:
+        inspection = await self._inspect()
+        plan = snapshot_plan(self._input)
+        snapshot: SnapshotRef | None = None
+        sealed: SealedBackup | None = None
+        try:
+            # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
+            # Step 7
+            snapshot = await self._create_snapshot(plan)
+            self._stop_if_cancelled()
+            session, sealed = await self._read_and_seal(snapshot)
+            self._stop_if_cancelled()
+        finally:
+            # Step 13
+            with self._story.step(13, "removing the snapshot"):
+                removal = await uninterrupted(
+                    remove_snapshot(self._input, self._vm, plan, snapshot, inspection)
+                )
+            self._story.removed(removal)
+        self._stop_if_cancelled()
+        await self._index(snapshot, session, sealed, removal)
+
+    async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
+        # Step 8
+        with self._story.step(8, "checking each disk's transport"):
+            transport = await workflow.execute_activity_method(
+                Transport.check_transport,
+                CheckTransportInput(vm=self._vm, snapshot=snapshot),
+                task_queue=self._control,
+                summary="Step 8 · verify the NAS transport, disk by disk",
+                **policies.VM_STEP,
+            )
+        self._story.transport(transport)
+        self._stop_if_cancelled()
+        if not transport.readable:
+            reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.skipped)
+            raise ApplicationError(
+                f"no disk of VM {self._input.name!r} can go through the NAS transport: {reasons or 'no disks'}",
+                type="UnsupportedError",
+                non_retryable=True,
+            )
+        # Step 9
+        with self._story.step(9, "downloading the VM's files"):
+            downloaded = await workflow.execute_activity_method(
+                Transport.download_files,
+                DownloadInput(
+                    vm=self._vm, snapshot=snapshot, limit_bytes=self._input.options.spool_limit_bytes
+                ),
+                task_queue=self._control,
+                summary="Step 9 · download the VM's files",
+                **policies.VM_STEP,
+            )
+        self._story.warn(downloaded.skipped)
+        self._stop_if_cancelled()
+        session = await self._open_backup()
+        with self._story.step(10, "storing the VM's files"):
+            files = await workflow.execute_activity_method(
+                Transfers.store_files,
+                StoreFilesInput(vm=self._vm, session=session, files=downloaded),
+                task_queue=self._control,
+                summary="Step 10 · store the VM's files",
+                **policies.VM_STEP,
+            )
+        self._stop_if_cancelled()
+        transfers = await self._transfer(snapshot, transport, session)
+        return session, await self._complete(snapshot, transport, session, files, transfers)
+
+    async def _inspect(self) -> Inspection:
+        with self._story.step(6, "looking at the VM before it is touched"):
+            inspection = await workflow.execute_activity_method(
+                Snapshots.inspect_vm,
+                InspectInput(vm=self._vm, options=self._input.options),
+                task_queue=self._control,
+                summary="Before step 6 · record the VM's snapshots, files and debt",
+                **policies.VM_STEP,
+            )
+        self._story.warn(inspection.warnings)
+        self._stop_if_cancelled()
+        return inspection
+
+    async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
+        with self._story.step(6, "making the snapshot"):
+            snapshot = await workflow.execute_activity_method(
+                Snapshots.create_snapshot,
+                CreateSnapshotInput(
+                    vm=self._vm,
+                    plan=plan,
+                    options=self._input.options,
+                    not_before=workflow.info().workflow_start_time,
+                ),
+                task_queue=self._control,
+                summary="Steps 6–7 · snapshot",
+                **policies.SNAPSHOT,
+            )
+        self._story.snapshot(snapshot)
+        return snapshot
+
+    async def _open_backup(self) -> BackupSession:
+        # Step 10
+        with self._story.step(10, "opening the backup with the MediaAgent"):
+            session = await workflow.execute_activity_method(
+                MediaAgentIndexing.open_backup,
+                OpenBackupInput(
+                    vm=self._vm,
+                    session_id=workflow.info().first_execution_run_id,
+                    vm_group=self._input.vm_group,
+                ),
+                task_queue=policies.media_agent_queue(self._input.media_agent),
+                summary="Step 10 · open the backup",
+                **policies.MEDIA_AGENT,
+            )
+        self._stop_if_cancelled()
+        return session
+
+    async def _transfer(
+        self, snapshot: SnapshotRef, transport: TransportReport, session: BackupSession
+    ) -> list[TransferResult]:
+        # Step 11
+        created_at = datetime.fromisoformat(snapshot.created)
+        transfers: list[TransferResult] = []
+        for number, disk in enumerate(transport.readable, start=1):
+            with self._story.step(11, f"reading {disk.disk.label}"):
+                result = await workflow.execute_activity_method(
+                    Transfers.transfer_disk,
+                    TransferInput(
+                        vm=self._vm,
+                        session=session,
+                        snapshot=snapshot,
+                        transport=disk,
+                        options=self._input.options,
+                        snapshot_created_at=created_at,
+                    ),
+                    task_queue=policies.streams_queue(self._input.node),
+                    summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",
+                    **policies.TRANSFER,
+                )
+            transfers.append(result)
+            self._story.transferred(result)
+            self._stop_if_cancelled()
+        return transfers
+
+    async def _complete(
+        self,
+        snapshot: SnapshotRef,
+        transport: TransportReport,
+        session: BackupSession,
+        files: StoredFiles,
+        transfers: list[TransferResult],
+    ) -> SealedBackup:
+        # Step 12
+        with self._story.step(12, "completing the backup"):
+            done = await workflow.execute_activity_method(
+                Transfers.finish_reading,
+                FinishInput(vm=self._vm, snapshot=snapshot, disks=transport.readable),
+                task_queue=self._control,
+                summary="Step 12 · compare the source with its start",
+                **policies.VM_STEP,
+            )
+            self._stop_if_cancelled()
+            sealed = await workflow.execute_activity_method(
+                MediaAgentIndexing.seal_backup,
+                SealInput(
+                    vm=self._vm,
+                    vm_group=self._input.vm_group,
+                    job_workflow_id=self._input.job_workflow_id,
+                    session=session,
+                    snapshot=snapshot,
+                    transport=transport,
+                    files=files,
+                    transfers=transfers,
+                    done=done,
+                ),
+                task_queue=policies.media_agent_queue(self._input.media_agent),
+                summary="Step 12 · read back and commit the manifest",
+                **policies.MEDIA_AGENT,
+            )
+        self._story.sealed(sealed)
+        return sealed
+
+    async def _index(
+        self, snapshot: SnapshotRef, session: BackupSession, sealed: SealedBackup, removal: Removal
+    ) -> None:
+        if not removal.gone:
+            raise ApplicationError(
+                f"the backup of VM {self._input.name!r} is stored, but its snapshot's removal is pending: "
+                f"{removal.reason}. RemoveSnapshot goes on with it; look at the snapshot {snapshot.moref} of the "
+                "VM in vCenter",
+                type="RemovalPending",
+                non_retryable=True,
+            )
+        # Step 14
+        with self._story.step(14, "marking the VM completed"):
+            mark = await workflow.execute_activity_method(
+                AccessNodeIndexing.mark_completed,
+                MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
+                task_queue=self._control,
+                summary="Step 14 · mark the VM completed",
+                **policies.VM_STEP,
+            )
+            self._stop_if_cancelled()
+            await workflow.execute_activity_method(
+                MediaAgentIndexing.write_index,
+                IndexInput(
+                    vm=self._vm,
+                    session=session,
+                    backup_id=sealed.backup_id,
+                    mark=mark,
+                    removal=removal,
+                    report=self._story.end(None, workflow.now()),
+                ),
+                task_queue=policies.media_agent_queue(self._input.media_agent),
+                summary="Step 14 · write the VM's index",
+                **policies.MEDIA_AGENT,
+            )
+        self._story.indexed()
+
+    async def _ask_for_another_vm(self, report: VmReport) -> None:
+        """Step 15 and the report to the job, as one task that a cancel does not interrupt."""
+        await uninterrupted(ask_and_report(self._input, report))
+
+    def _stop_if_cancelled(self) -> None:
+        """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
+        if workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
+
+    @property
+    def _control(self) -> str:
+        return policies.control_queue(self._input.node)
+
+    @property
+    def _vm(self) -> VmRef:
+        return VmRef(
+            job_id=self._input.job_id,
+            vcenter=self._input.vcenter,
+            vc_guid=self._input.vc_guid,
+            name=self._input.name,
+            moref=self._input.moref,
+            node=self._input.node,
+            media_agent=self._input.media_agent,
+        )

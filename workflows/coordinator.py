@@ -1,0 +1,190 @@
+"""The job's coordinator: chosen among nodes that answer (step 1), leased (step 3), replaced when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commserve import CommServe
+    from activities.coordination import JobCoordination, NodeCoordination
+    from safehaul.messages.job import (
+        Admission,
+        AdmitInput,
+        ChooseInput,
+        JobSettings,
+        Lease,
+        LeaseInput,
+        NodeAnswer,
+        PingAnswer,
+        PrepareInput,
+    )
+    from safehaul.messages.ledger import JobState
+    from workflows import policies
+    from workflows.vm_report import explain
+
+SelfT = TypeVar("SelfT")
+InputT = TypeVar("InputT")
+ResultT = TypeVar("ResultT")
+
+
+class Coordinator:
+    """Which node coordinates the job, and how to ask it."""
+
+    def __init__(self) -> None:
+        self.settings: JobSettings | None = None
+        self.name = ""
+        self.silent_nodes: list[str] = []
+        self.left_out: list[str] = []
+        self._lease: Lease | None = None
+
+    def resume(self, state: JobState) -> None:
+        """Go on with the coordinator of the job's earlier run."""
+        self.settings, self._lease, self.name = state.settings, state.lease, state.lease.coordinator
+        self.silent_nodes, self.left_out = list(state.silent_nodes), list(state.left_out)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease of step 3."""
+        assert self._lease is not None, "step 3 comes before this"
+        return self._lease
+
+    @property
+    def leased(self) -> bool:
+        """True once step 3 has been done."""
+        return self._lease is not None
+
+    async def choose(self) -> None:
+        """Step 1: ping every node of the group; the CommServe chooses among those that answer."""
+        settings = self._known
+        answers = await asyncio.gather(*(ping(node) for node in settings.access_nodes))
+        choice = await workflow.execute_activity_method(
+            CommServe.choose_coordinator,
+            ChooseInput(
+                job_id=workflow.info().first_execution_run_id,
+                vm_group=settings.vm_group,
+                asked=settings.access_nodes,
+                answers=[answer for answer in answers if answer is not None],
+            ),
+            summary="Step 1 · choose the coordinator",
+            **policies.COMMSERVE,
+        )
+        self.name = choice.coordinator
+        self.silent_nodes = choice.silent_nodes
+        self.left_out = [f"{node}: does not answer" for node in choice.silent_nodes]
+        workflow.upsert_search_attributes([policies.ACCESS_NODE.value_set(self.name)])
+
+    async def take_lease(self) -> None:
+        """Step 3: the job's process starts on the coordinator; a successor's lease has a higher epoch."""
+        info = workflow.info()
+        self._lease = await self.ask(
+            JobCoordination.take_lease,
+            LeaseInput(
+                job_id=info.first_execution_run_id,
+                coordinator=self.name,
+                holder=f"{self.name} {info.run_id} {workflow.uuid4()}",
+                settings=self._known,
+            ),
+            f"Step 3 · {self.name} takes the job's lease",
+        )
+
+    async def initialise_nodes(self, datastores: list[str]) -> Admission:
+        """Step 4: every node that answered prepares itself; the coordinator admits those that are fit."""
+        settings, job_id = self._known, workflow.info().first_execution_run_id
+        nodes = [node for node in settings.access_nodes if node not in self.silent_nodes]
+        outcomes = await asyncio.gather(
+            *(
+                _prepare(
+                    PrepareInput(
+                        job_id=job_id, node=node, settings=settings, datastores=datastores, lease=self.lease
+                    )
+                )
+                for node in nodes
+            )
+        )
+        admission = await self.ask(
+            JobCoordination.admit_nodes,
+            AdmitInput(
+                job_id=job_id,
+                lease=self.lease,
+                settings=settings,
+                answers=[outcome for outcome in outcomes if isinstance(outcome, NodeAnswer)],
+                refusals=[outcome for outcome in outcomes if isinstance(outcome, str)],
+            ),
+            "Step 4 · admit the access nodes",
+        )
+        self.left_out = [*self.left_out, *admission.left_out]
+        return admission
+
+    async def ask(
+        self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str
+    ) -> ResultT:
+        """Run an activity on the coordinator's own queue."""
+        return await workflow.execute_activity_method(
+            method,
+            arg,
+            task_queue=policies.control_queue(self.name),
+            summary=summary,
+            **policies.COORDINATOR,
+        )
+
+    async def ask_surely(
+        self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str
+    ) -> ResultT:
+        """As `ask`; when the coordinator died, the next one takes over the lease and is asked instead."""
+        while True:
+            try:
+                return await self.ask(method, arg, summary)
+            except ActivityError as error:
+                if not self.is_lost(error):
+                    raise
+            await self.choose()
+            await self.take_lease()
+
+    def is_lost(self, error: ActivityError) -> bool:
+        """True when the failure means that the coordinator does not answer."""
+        return isinstance(error.cause, TimeoutError) and error.cause.type in (
+            TimeoutType.SCHEDULE_TO_START,
+            TimeoutType.HEARTBEAT,
+        )
+
+    @property
+    def _known(self) -> JobSettings:
+        assert self.settings is not None, "the job has been opened"
+        return self.settings
+
+
+async def ping(node: str) -> PingAnswer | None:
+    """A node's sign of life, or None within seconds. Temporal's own list of workers is no proof of life."""
+    try:
+        return await workflow.execute_activity_method(
+            NodeCoordination.ping,
+            task_queue=policies.control_queue(node),
+            summary=f"Step 1 · does {node} answer?",
+            **policies.PING,
+        )
+    except ActivityError as error:
+        if workflow.cancellation_reason() is not None:
+            raise
+        workflow.logger.info("%s does not answer: %s", node, error.cause)
+        return None
+
+
+async def _prepare(prepare: PrepareInput) -> NodeAnswer | str:
+    try:
+        return await workflow.execute_activity_method(
+            NodeCoordination.prepare_node,
+            prepare,
+            task_queue=policies.control_queue(prepare.node),
+            summary=f"Step 4 · {prepare.node} prepares itself",
+            **policies.PREPARE,
+        )
+    except ActivityError as error:
+        if workflow.cancellation_reason() is not None:
+            raise
+        return f"{prepare.node}: {explain(error)}"
+

@@ -1,0 +1,101 @@
+"""The job's mailbox: signals, checked without ever raising, and the children's reports in order of arrival."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commserve import CommServe
+    from safehaul.errors import InvalidInputError
+    from safehaul.messages.job import CancelVmRequest, ChildRef, VmFinished
+    from safehaul.messages.ledger import JobState
+    from workflows import policies
+    from workflows.inputs import describe
+    from workflows.ledger import Ledger
+
+MAX_REJECTED = 10
+MAX_INBOX = 100_000
+
+
+class Mailbox:
+    """What has come by signal and waits to be dealt with by the job's main loop."""
+
+    def __init__(self) -> None:
+        self.inbox: list[VmFinished] = []
+        self.to_cancel: list[ChildRef] = []
+        self.cancel_asked = False
+        self.rejected: list[str] = []
+        self.nudged = False
+
+    def resume(self, state: JobState) -> None:
+        """Go on with what the earlier run had not dealt with."""
+        self.inbox = list(state.inbox)
+        self.cancel_asked = state.cancel_asked
+        self.rejected = list(state.rejected_signals)
+
+    @property
+    def has_mail(self) -> bool:
+        """True when the main loop has something to do."""
+        return bool(self.inbox or self.to_cancel or self.nudged)
+
+    def cancel_job(self) -> None:
+        """The whole job is to be cancelled."""
+        self.cancel_asked = True
+
+    async def turn_signal_into_cancel(self) -> None:
+        """A workflow cannot cancel itself: an activity asks the server to, so that the job ends as Cancelled."""
+        await workflow.wait_condition(lambda: self.cancel_asked)
+        await workflow.execute_activity_method(
+            CommServe.request_cancel,
+            workflow.info().workflow_id,
+            summary="Cancel, as the signal asked",
+            **policies.COMMSERVE,
+        )
+
+    def cancel_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> str:
+        """One VM is to be cancelled; what cannot be understood is shown, never raised."""
+        try:
+            child = self.find_vm(raw, ledger)
+        except InvalidInputError as error:
+            self.reject(str(error))
+            return str(error)
+        self.to_cancel.append(child)
+        return f"VM {child.name!r} is being cancelled"
+
+    def find_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> ChildRef:
+        """The running child that a `cancel_vm` names; InvalidInputError tells what is wrong."""
+        if len(raw) != 1:
+            raise InvalidInputError(f'signal cancel_vm: takes one input like {{"vm": "NAME"}}, got {len(raw)}')
+        try:
+            wanted = CancelVmRequest.model_validate(raw[0]).vm
+        except ValidationError as error:
+            raise InvalidInputError(f"signal cancel_vm: {describe(error)}") from None
+        found = [child for child in ledger.state.running.values() if wanted in (child.vc_guid, child.name)]
+        if not found:
+            raise InvalidInputError(f"signal cancel_vm: no running VM is named {wanted[:100]!r}")
+        if len(found) > 1:
+            raise InvalidInputError(
+                f"signal cancel_vm: {len(found)} running VMs are named {wanted[:100]!r}; give the VC.GUID"
+            )
+        return found[0]
+
+    def finished(self, raw: tuple[Any, ...], job_id: str) -> None:
+        """A child's report; another job's, a malformed or a surplus one is dropped (the reconciliation sees all)."""
+        try:
+            message = VmFinished.model_validate(raw[0] if raw else None)
+        except ValidationError as error:
+            self.reject(f"signal vm_finished: {describe(error)[:200]}")
+            return
+        if message.job_id == job_id and len(self.inbox) < MAX_INBOX:
+            self.inbox.append(message)
+
+    def reject(self, message: str) -> None:
+        """Remember what was not understood, to be shown."""
+        self.rejected = [*self.rejected, message][-MAX_REJECTED:]
+
+    def nudge(self) -> None:
+        """Wake the main loop: something in the ledger changed."""
+        self.nudged = True

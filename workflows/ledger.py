@@ -1,0 +1,183 @@
+"""The coordinator's ledger: who runs where, which streams are free, what is still to give. Pure and deterministic.
+
+A VM is given only to a node with a free stream, so that a task nobody takes means a dead node. At the start each
+node's streams are filled from the plan; after that a stream is filled only when the node asks (step 15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm
+from safehaul.messages.ledger import LedgerState, NodeLedger, QueueLedger
+from safehaul.messages.vm import VmReport
+
+RECENT_REPORTS = 10
+
+
+@dataclass(frozen=True)
+class Gift:
+    """A VM that a node is to be given now."""
+
+    vm: PlannedVm
+    node: str
+    given_by: str
+
+
+class Ledger:
+    """Accounts of nodes, queues and running VMs over a `LedgerState` that survives continue-as-new."""
+
+    def __init__(self, state: LedgerState | None = None) -> None:
+        self.state = state or LedgerState()
+
+    def open(self, nodes: list[NodeAnswer], plan: Plan) -> None:
+        """Start the accounts from the admitted nodes and the plan."""
+        for answer in nodes:
+            self.state.nodes[answer.node] = NodeLedger(
+                name=answer.node, streams=answer.streams, credits=answer.streams
+            )
+        self.state.queues = [
+            QueueLedger(node=queue.node, pages=list(queue.pages), unloaded_count=queue.vm_count)
+            for queue in plan.queues
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """VMs that no node has been given yet."""
+        return sum(len(queue.pending) + queue.unloaded_count for queue in self.state.queues)
+
+    @property
+    def finished(self) -> bool:
+        """True when nothing waits and nothing runs."""
+        return not self.waiting and not self.state.running
+
+    @property
+    def any_node(self) -> bool:
+        """True while at least one node is not lost."""
+        return any(not node.lost for node in self.state.nodes.values())
+
+    def wanted_page(self) -> str | None:
+        """The name of a page to load: of the first queue from which a node with a free stream gets nothing."""
+        for queue in self.state.queues:
+            if not queue.pages:
+                continue
+            for node in self._free_nodes():
+                if self._serves(queue, node) and self._choose(queue, node) is None:
+                    return queue.pages[0]
+        return None
+
+    def loaded(self, page: str, vms: list[PlannedVm]) -> None:
+        """A page of the plan has come."""
+        for queue in self.state.queues:
+            if queue.pages and queue.pages[0] == page:
+                queue.pages.pop(0)
+                queue.pending.extend(vms)
+                queue.unloaded_count = max(0, queue.unloaded_count - len(vms))
+                if not queue.pages:
+                    queue.unloaded_count = 0
+                return
+
+    def gifts(self) -> list[Gift]:
+        """Give VMs to free streams, a round at a time so that every node gets some; credits are taken."""
+        given: list[Gift] = []
+        progress = True
+        while progress:
+            progress = False
+            for node in self._free_nodes():
+                gift = self._give(node)
+                if gift is not None:
+                    given.append(gift)
+                    progress = True
+        return given
+
+    def started(self, child: ChildRef) -> None:
+        """A child runs on its node."""
+        self.state.running[child.child_id] = child
+
+    def ended(self, child_id: str, report: VmReport, request: NodeRequest | None) -> ChildRef | None:
+        """A child ended. Returns it the first time, None when it had been dealt with already.
+
+        The stream is free again only by the node's own request (step 15); without one the caller pings the
+        node and calls `node_answers` or `node_lost`.
+        """
+        child = self.state.running.pop(child_id, None)
+        if child is None:
+            return None
+        self.record(report)
+        if request is not None and request.node == child.node:
+            self.node_answers(child.node, asked=True)
+        return child
+
+    def record(self, report: VmReport) -> None:
+        """Count a VM's end and keep its report until it is durable."""
+        self.state.totals = self.state.totals.plus(report)
+        self.state.unwritten.append(report)
+        self.state.recent = [*self.state.recent, report][-RECENT_REPORTS:]
+
+    def node_answers(self, name: str, *, asked: bool) -> None:
+        """The node is there and has a free stream more."""
+        node = self.state.nodes[name]
+        node.lost = False
+        node.asked = node.asked or asked
+        busy = sum(child.node == name for child in self.state.running.values())
+        node.credits = min(node.credits + 1, max(0, node.streams - busy))
+
+    def node_returns(self, name: str) -> None:
+        """A lost node answers again: its streams are free but for what still runs there."""
+        node = self.state.nodes[name]
+        node.lost = False
+        busy = sum(child.node == name for child in self.state.running.values())
+        node.credits = max(0, node.streams - busy)
+
+    def node_lost(self, name: str) -> None:
+        """The node does not answer: it gets nothing more, and its own queue goes to whoever is free."""
+        node = self.state.nodes[name]
+        node.lost = True
+        node.credits = 0
+        for queue in self.state.queues:
+            if queue.node == name:
+                queue.node = ""
+
+    def drain(self) -> list[PlannedVm]:
+        """Take out every loaded VM that has not been given (used when nobody can take them)."""
+        rest = [vm for queue in self.state.queues for vm in queue.pending]
+        for queue in self.state.queues:
+            queue.pending = []
+        return rest
+
+    def next_page(self) -> str | None:
+        """Any page that is still to load."""
+        return next((queue.pages[0] for queue in self.state.queues if queue.pages), None)
+
+    def unservable(self) -> list[PlannedVm]:
+        """Take out loaded VMs that only lost nodes could serve while other nodes are idle and nothing runs."""
+        if self.state.running or not self.any_node:
+            return []
+        alive = {node.name for node in self.state.nodes.values() if not node.lost}
+        rest: list[PlannedVm] = []
+        for queue in self.state.queues:
+            served = queue.node == "" or queue.node in alive
+            keep = [vm for vm in queue.pending if served and (not vm.nodes or alive & set(vm.nodes))]
+            rest.extend(vm for vm in queue.pending if vm not in keep)
+            queue.pending = keep
+        return rest
+
+    def _free_nodes(self) -> list[NodeLedger]:
+        return [node for node in self.state.nodes.values() if node.credits > 0 and not node.lost]
+
+    def _serves(self, queue: QueueLedger, node: NodeLedger) -> bool:
+        return queue.node in ("", node.name)
+
+    def _choose(self, queue: QueueLedger, node: NodeLedger) -> PlannedVm | None:
+        return next((vm for vm in queue.pending if not vm.nodes or node.name in vm.nodes), None)
+
+    def _give(self, node: NodeLedger) -> Gift | None:
+        for queue in self.state.queues:
+            if not self._serves(queue, node):
+                continue
+            vm = self._choose(queue, node)
+            if vm is not None:
+                queue.pending.remove(vm)
+                node.credits -= 1
+                return Gift(vm=vm, node=node.name, given_by="request" if node.asked else "plan")
+        return None

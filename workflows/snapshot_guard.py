@@ -1,0 +1,148 @@
+"""The removal of a VM's snapshot, so that no cancel, failure or dead node leaves it behind (step 13).
+
+Three traps are avoided here and in BackupVm: an activity that is cancelled but goes on behind its workflow (all
+steps wait for the cancel's completion); a step that ignores the cancel and returns a result (BackupVm looks at
+`workflow.cancellation_reason()` after each step); and a cancel that arrives while the removal runs and ends the
+workflow before it (`uninterrupted` waits until the task is done, whatever arrives).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType, WorkflowAlreadyStartedError
+from temporalio.workflow import ActivityConfig, ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.snapshot import Snapshots
+    from safehaul.messages.marker import SnapshotMarker
+    from safehaul.messages.vm import (
+        BackupVmInput,
+        Inspection,
+        Removal,
+        RemovalInput,
+        RemoveSnapshotInput,
+        SnapshotPlan,
+        SnapshotRef,
+        VmRef,
+    )
+    from workflows import policies
+    from workflows.vm_report import explain
+
+ResultT = TypeVar("ResultT")
+
+
+async def uninterrupted(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Wait for `work` to end although the workflow may be cancelled meanwhile.
+
+    `asyncio.shield` would protect the work but not the wait. The cancel is absorbed here and seen by the caller
+    afterwards through `workflow.cancellation_reason()`.
+    """
+    task = asyncio.create_task(work)
+    while not task.done():
+        try:
+            await workflow.wait([task])
+        except asyncio.CancelledError:
+            continue
+    return task.result()
+
+
+def snapshot_plan(vm: BackupVmInput) -> SnapshotPlan:
+    """The snapshot's name and marker, known before it is made. Survives reset; differs when an id is reused."""
+    info = workflow.info()
+    return plan_for(vm, info.workflow_id, info.first_execution_run_id)
+
+
+def plan_for(vm: BackupVmInput, workflow_id: str, first_run_id: str) -> SnapshotPlan:
+    """The plan of the BackupVm execution `workflow_id`/`first_run_id` for the VM."""
+    marker = SnapshotMarker(
+        installation=vm.installation_id,
+        namespace=vm.namespace_id,
+        workflow_id=workflow_id,
+        first_run_id=first_run_id,
+        vc_guid=vm.vc_guid,
+    )
+    return SnapshotPlan(name=f"safehaul {first_run_id}", description=marker.text())
+
+
+async def remove_snapshot(
+    vm: BackupVmInput,
+    ref: VmRef,
+    plan: SnapshotPlan,
+    snapshot: SnapshotRef | None,
+    inspection: Inspection | None,
+) -> Removal:
+    """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal."""
+    removal = RemovalInput(
+        vm=ref,
+        plan=plan,
+        moref=snapshot.moref if snapshot else "",
+        before=inspection.state if inspection else None,
+        directories=inspection.directories if inspection else {},
+    )
+    handover = timedelta(seconds=vm.options.removal_handover_s)
+    try:
+        return await _try_on(policies.control_queue(vm.node), removal, handover)
+    except ActivityError as error:
+        if not _nobody_took_it(error):
+            return await hand_over(removal, vm.vm_group, explain(error))
+    try:
+        return await _try_on(policies.ACCESS_NODES_QUEUE, removal, handover)
+    except ActivityError as error:
+        return await hand_over(removal, vm.vm_group, explain(error))
+
+
+async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Removal:
+    """Start RemoveSnapshot, which retries without limit, and wait for its start only."""
+    workflow_id = f"remove-snapshot {removal.plan.name}"
+    try:
+        await workflow.start_child_workflow(
+            "RemoveSnapshot",
+            RemoveSnapshotInput(removal=removal, vm_group=vm_group, reason=reason),
+            id=workflow_id,
+            task_queue=policies.COMMSERVE_QUEUE,
+            parent_close_policy=ParentClosePolicy.ABANDON,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            static_summary=f"Snapshot of {removal.vm.name} must go",
+            search_attributes=TypedSearchAttributes(
+                [
+                    _pair(policies.VM_NAME, removal.vm.name),
+                    _pair(policies.VC_GUID, removal.vm.vc_guid),
+                    _pair(policies.VM_GROUP, vm_group),
+                    _pair(policies.BACKUP_STATUS, "RemovalPending"),
+                ]
+            ),
+        )
+    except WorkflowAlreadyStartedError:
+        # One RemoveSnapshot per snapshot: it is already at work on this one.
+        workflow.logger.info("RemoveSnapshot %s already runs", workflow_id)
+    return Removal(gone=False, pending=True, moref=removal.moref, reason=reason)
+
+
+async def _try_on(queue: str, removal: RemovalInput, handover: timedelta) -> Removal:
+    config: ActivityConfig = {**policies.REMOVAL, "schedule_to_close_timeout": handover}
+    return await workflow.execute_activity_method(
+        Snapshots.remove_snapshot,
+        removal,
+        task_queue=queue,
+        summary="Step 13 · remove the snapshot",
+        **config,
+    )
+
+
+def _pair(key: SearchAttributeKey[str], value: str) -> SearchAttributePair[str]:
+    return SearchAttributePair(key, value)
+
+
+def _nobody_took_it(error: ActivityError) -> bool:
+    return isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START

@@ -1,0 +1,368 @@
+"""Starting, following and stopping the VMs' workflows for a job: the ledger's hands."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import workflow
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.exceptions import (
+    ActivityError,
+    ChildWorkflowError,
+    FailureError,
+    WorkflowAlreadyStartedError,
+)
+from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commserve import CommServe
+    from activities.coordination import JobCoordination
+    from safehaul.messages.job import (
+        BackupJobRequest,
+        ChildRef,
+        CloseJobInput,
+        Excluded,
+        JobReport,
+        JobSettings,
+        PageInput,
+        PlannedVm,
+        ReconcileInput,
+        RecordJobInput,
+        ReportPageInput,
+        VmFinished,
+    )
+    from safehaul.messages.vm import BackupVmInput, RemovalInput, VmRef, VmReport, VmStatus
+    from workflows import policies
+    from workflows.coordinator import Coordinator, ping
+    from workflows.job_signals import Mailbox
+    from workflows.ledger import Gift, Ledger
+    from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
+
+
+class VmRunner:
+    """Does what the ledger decides."""
+
+    def __init__(
+        self, ledger: Ledger, mailbox: Mailbox, coordinator: Coordinator, request: BackupJobRequest
+    ) -> None:
+        self._ledger = ledger
+        self._mailbox = mailbox
+        self._coordinator = coordinator
+        self._request = request
+        self._lonely_since: float | None = None
+        self._native: dict[str, asyncio.Future[object]] = {}
+
+    async def hand_out(self) -> None:
+        """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
+        while (page := self._ledger.wanted_page()) is not None:
+            await self._load(page)
+        gifts = self._ledger.gifts()
+        await asyncio.gather(*(self._start(gift) for gift in gifts))
+        for vm in self._ledger.unservable():
+            self._fail(vm, f"the nodes that reach its datastores do not answer: {', '.join(vm.nodes)}")
+
+    async def take_mail(self) -> None:
+        """Deal with everything that came by signal: ends of VMs, and VMs to cancel."""
+        self._mailbox.nudged = False
+        while self._mailbox.to_cancel:
+            await _cancel(self._mailbox.to_cancel.pop(0))
+        while self._mailbox.inbox:
+            await self._ended(self._mailbox.inbox.pop(0))
+
+    async def write_reports(self, *, at_least: int) -> None:
+        """Make finished VMs' reports durable, a page at a time."""
+        state = self._ledger.state
+        while state.unwritten and len(state.unwritten) >= at_least:
+            reports = state.unwritten[: policies.REPORT_PAGE_VMS]
+            page = f"reports/{workflow.uuid4()}"
+            await self._coordinator.ask_surely(
+                JobCoordination.write_reports,
+                ReportPageInput(
+                    job_id=self._job_id, media_agent=self._settings.media_agent, page=page, reports=reports
+                ),
+                f"Keep the reports of {len(reports)} VMs",
+            )
+            state.unwritten = state.unwritten[len(reports) :]
+            state.report_pages.append(page)
+
+    def fail_at_once(self, items: list[Excluded]) -> None:
+        """VMs that cannot be given to any node are Failed before anything is done to them."""
+        for item in items:
+            self._fail(PlannedVm(vc_guid=item.vc_guid, name=item.name, moref=""), item.reason)
+
+    async def reconcile_for_ever(self) -> None:
+        """Every half minute: are the running children really running, and do lost nodes answer again?"""
+        while True:
+            await workflow.sleep(policies.RECONCILE_EVERY)
+            await self._reconcile_children()
+            await self._look_for_lost_nodes()
+
+    async def stop_everything(self) -> None:
+        """Cancel every running VM and wait until each has removed its snapshot and reported."""
+        await uninterrupted(self._stop_everything())
+
+    async def uninterrupted_close(self, close: CloseJobInput, record: RecordJobInput) -> JobReport:
+        """Step 17: the coordinator reports the job's result to the CommServe, whatever arrives meanwhile."""
+        return await uninterrupted(self._close(close, record))
+
+    async def _close(self, close: CloseJobInput, record: RecordJobInput) -> JobReport:
+        if not self._coordinator.leased:
+            # The job failed before it had a coordinator with a lease: the CommServe reports it itself.
+            return await workflow.execute_activity_method(
+                CommServe.report_unled_job, close, summary="Report the job", **policies.COMMSERVE
+            )
+        await self.write_reports(at_least=1)
+        report = await self._coordinator.ask_surely(
+            JobCoordination.close_job,
+            close.model_copy(
+                update={
+                    "pages": self._ledger.state.report_pages,
+                    "lease": self._coordinator.lease,
+                    "coordinator": self._coordinator.name,
+                    "media_agent": record.media_agent,
+                }
+            ),
+            "Step 17 · report the job's result",
+        )
+        await workflow.execute_activity_method(
+            CommServe.record_job, record, summary="Record the job in the catalogue", **policies.COMMSERVE
+        )
+        return report
+
+    async def _stop_everything(self) -> None:
+        state = self._ledger.state
+        await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+        for queue in state.queues:
+            queue.pages, queue.pending, queue.unloaded_count = [], [], 0
+        deadline = workflow.time() + policies.CHILDREN_STOP_WITHIN.total_seconds()
+        reconciler = asyncio.create_task(self.reconcile_for_ever())
+        try:
+            while state.running and workflow.time() < deadline:
+                await workflow.wait_condition(lambda: self._mailbox.has_mail or reconciler.done())
+                if reconciler.done():
+                    reconciler.result()
+                await self.take_mail()
+        finally:
+            reconciler.cancel()
+        for child in list(state.running.values()):
+            reason = f"cancelled, but workflow {child.child_id} has not ended yet: look at it"
+            self._ledger.ended(child.child_id, _report(child, VmStatus.CANCELLED, reason), None)
+
+    async def _start(self, gift: Gift) -> None:
+        info, vm = workflow.info(), gift.vm
+        settings = self._settings
+        child_id = f"{info.workflow_id}/{self._job_id[:8]}/{vm.vc_guid}"
+        child = ChildRef(
+            child_id=child_id,
+            vc_guid=vm.vc_guid,
+            name=vm.name,
+            moref=vm.moref,
+            node=gift.node,
+            given_by=gift.given_by,
+            started_at=workflow.now(),
+        )
+        self._ledger.started(child)
+        try:
+            handle = await workflow.start_child_workflow(
+                "BackupVm",
+                self._vm_input(child),
+                id=child_id,
+                task_queue=policies.COMMSERVE_QUEUE,
+                parent_close_policy=ParentClosePolicy.ABANDON,
+                cancellation_type=ChildWorkflowCancellationType.ABANDON,
+                static_summary=f"{vm.name} on {gift.node}",
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(policies.JOB_ID, self._job_id),
+                        SearchAttributePair(policies.VM_NAME, vm.name),
+                        SearchAttributePair(policies.VC_GUID, vm.vc_guid),
+                        SearchAttributePair(policies.VM_GROUP, settings.vm_group),
+                        SearchAttributePair(policies.ACCESS_NODE, gift.node),
+                        SearchAttributePair(policies.BACKUP_STATUS, "Running"),
+                    ]
+                ),
+                memo={"job": info.workflow_id, "vm": vm.name},
+            )
+        except WorkflowAlreadyStartedError:
+            # After a reset the child of this very job still runs: it will report here.
+            return
+        self._ledger.state.running[child_id] = child.model_copy(
+            update={"first_run_id": handle.first_execution_run_id or ""}
+        )
+        handle.add_done_callback(lambda done: self._closed_natively(child_id, done))
+
+    def _vm_input(self, child: ChildRef) -> BackupVmInput:
+        settings = self._settings
+        return BackupVmInput(
+            job_id=self._job_id,
+            job_workflow_id=workflow.info().workflow_id,
+            vm_group=settings.vm_group,
+            vcenter=settings.vcenter,
+            media_agent=settings.media_agent,
+            node=child.node,
+            vc_guid=child.vc_guid,
+            name=child.name,
+            moref=child.moref,
+            installation_id=settings.installation_id,
+            namespace_id=settings.namespace_id,
+            given_by=child.given_by,
+            options=settings.options,
+        )
+
+    def _closed_natively(self, child_id: str, done: asyncio.Task[object]) -> None:
+        """The server told this run of a child's close. A report came before it, unless it was terminated."""
+        if done.cancelled():
+            return
+        error = done.exception()
+        reported = any(item.child_id == child_id for item in self._mailbox.inbox)
+        child = self._ledger.state.running.get(child_id)
+        if child is None or reported or not isinstance(error, ChildWorkflowError):
+            return
+        cause = type(error.cause).__name__ if error.cause else "closed"
+        self._without_report(child, f"its workflow ended without a report ({cause})")
+
+    def _without_report(self, child: ChildRef, reason: str) -> None:
+        self._mailbox.inbox.append(
+            VmFinished(
+                job_id=self._job_id,
+                child_id=child.child_id,
+                report=_report(child, VmStatus.FAILED, reason),
+                orphaned=True,
+            )
+        )
+
+    async def _ended(self, finished: VmFinished) -> None:
+        child = self._ledger.ended(finished.child_id, finished.report, finished.request)
+        if child is None:
+            return
+        if finished.orphaned:
+            await self._remove_orphan(child, finished.report.reason)
+        if finished.request is None:
+            await self._settle_node(child.node)
+
+    async def _remove_orphan(self, child: ChildRef, reason: str) -> None:
+        """A child that was terminated ran no clean-up: its snapshot's removal starts at once."""
+        vm = self._vm_input(child)
+        await hand_over(
+            RemovalInput(
+                vm=VmRef(
+                    job_id=self._job_id,
+                    vcenter=vm.vcenter,
+                    vc_guid=vm.vc_guid,
+                    name=vm.name,
+                    moref=vm.moref,
+                    node=vm.node,
+                    media_agent=vm.media_agent,
+                ),
+                plan=plan_for(vm, child.child_id, child.first_run_id),
+            ),
+            vm.vm_group,
+            reason,
+        )
+
+    async def _settle_node(self, node: str) -> None:
+        """A VM ended without its node's request: the node gets more only if it answers a ping."""
+        if await ping(node) is not None:
+            self._ledger.node_answers(node, asked=False)
+        else:
+            self._lose(node)
+
+    def _lose(self, node: str) -> None:
+        if not self._ledger.state.nodes[node].lost:
+            self._coordinator.left_out = [*self._coordinator.left_out, f"{node}: stopped answering"]
+        self._ledger.node_lost(node)
+
+    async def _reconcile_children(self) -> None:
+        soon = workflow.now() - policies.RECONCILE_EVERY
+        children = [child for child in self._ledger.state.running.values() if child.started_at < soon]
+        if not children:
+            return
+        result = await workflow.execute_activity_method(
+            CommServe.reconcile,
+            ReconcileInput(job_id=self._job_id, children=children),
+            summary=f"Compare {len(children)} running VMs with the server",
+            **policies.COMMSERVE,
+        )
+        waiting = {item.child_id for item in self._mailbox.inbox}
+        for closed in result.closed:
+            child = self._ledger.state.running.get(closed.child_id)
+            if child is None or closed.child_id in waiting:
+                continue
+            if closed.report is not None:
+                self._mailbox.inbox.append(
+                    VmFinished(job_id=self._job_id, child_id=closed.child_id, report=closed.report)
+                )
+            else:
+                self._without_report(child, f"its workflow ended without a report ({closed.status})")
+
+    async def _look_for_lost_nodes(self) -> None:
+        state = self._ledger.state
+        lost = [node.name for node in state.nodes.values() if node.lost]
+        for name in lost:
+            if await ping(name) is not None:
+                self._ledger.node_returns(name)
+                self._mailbox.nudge()
+        if self._ledger.any_node or state.running:
+            self._lonely_since = None
+            return
+        self._lonely_since = self._lonely_since or workflow.time()
+        if workflow.time() - self._lonely_since >= policies.NODES_RETURN_WITHIN.total_seconds():
+            await self._give_up_waiting()
+
+    async def _give_up_waiting(self) -> None:
+        """No access node answers: what has not been started is Failed."""
+        while (page := self._ledger.next_page()) is not None:
+            await self._load(page)
+        for vm in self._ledger.drain():
+            self._fail(vm, "no access node answers: see whether the workers of this VM group run")
+        self._mailbox.nudge()
+
+    async def _load(self, page: str) -> None:
+        loaded = await self._coordinator.ask_surely(
+            JobCoordination.load_page,
+            PageInput(job_id=self._job_id, media_agent=self._settings.media_agent, name=page),
+            f"Load the plan's {page}",
+        )
+        self._ledger.loaded(page, loaded.vms)
+
+    def _fail(self, vm: PlannedVm, reason: str) -> None:
+        self._ledger.record(
+            VmReport(
+                vc_guid=vm.vc_guid,
+                name=vm.name,
+                status=VmStatus.FAILED,
+                reason=reason,
+                ended_at=workflow.now(),
+            )
+        )
+
+    @property
+    def _settings(self) -> JobSettings:
+        assert self._coordinator.settings is not None, "the job has been opened"
+        return self._coordinator.settings
+
+    @property
+    def _job_id(self) -> str:
+        return workflow.info().first_execution_run_id
+
+
+async def _cancel(child: ChildRef) -> None:
+    try:
+        await workflow.get_external_workflow_handle(child.child_id).cancel()
+    except (FailureError, ActivityError) as error:
+        # It has just ended: its report is on the way, or the reconciliation will see it.
+        workflow.logger.info("%s cannot be cancelled: %s", child.child_id, error)
+
+
+def _report(child: ChildRef, status: VmStatus, reason: str) -> VmReport:
+    return VmReport(
+        vc_guid=child.vc_guid,
+        name=child.name,
+        status=status,
+        reason=reason,
+        node=child.node,
+        given_by=child.given_by,
+        child_id=child.child_id,
+        started_at=child.started_at,
+        ended_at=workflow.now(),
+    )

@@ -1,0 +1,211 @@
+"""Which access node backs up which VM. Pure functions: the same answers and VMs give the same plan.
+
+Static: the whole plan before the first VM starts, longest VM first onto the node that would finish it first
+(the LPT rule for machines of different speed). Dynamic: only the first VM of every free stream; after that a
+node that runs dry asks, and gets `next_for` it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from pydantic import Field
+
+from safehaul.errors import InvalidInputError
+from safehaul.messages.base import Message
+
+VM_OVERHEAD_BYTES = 1 << 30
+"""What a VM costs beside its bytes (snapshot, small files, index), as if it were bytes read. Without it a
+thousand empty VMs would weigh nothing and all go to one node."""
+CORES_PER_STREAM = 2.0
+"""More cores than that do not make one stream faster: one reads, one hashes and compresses."""
+STREAM_MEMORY_BYTES = 256 * 2**20
+"""Memory that a stream may need; a node without it gets fewer streams than it offers."""
+LEAST_POWER = 0.1
+"""Of a node whose cores are all busy: it still gets on, slowly."""
+
+
+class NodeOffer(Message):
+    """What an access node answered when the coordinator initialised it (step 4)."""
+
+    name: str
+    cores: int = Field(ge=1)
+    load: float = Field(default=0.0, ge=0)
+    """Cores busy with other work: the one-minute load average."""
+    free_streams: int = Field(ge=0)
+    memory_available_bytes: int | None = Field(default=None, ge=0)
+    """None: not known, no limit."""
+    reachable_exports: tuple[str, ...] = ()
+    """Names of the exports that this node has opened."""
+
+    @property
+    def usable_streams(self) -> int:
+        """Streams for which the node also has the memory; one at least if it has any stream free."""
+        if self.memory_available_bytes is None or self.free_streams == 0:
+            return self.free_streams
+        return max(1, min(self.free_streams, self.memory_available_bytes // STREAM_MEMORY_BYTES))
+
+    @property
+    def power(self) -> float:
+        """Speed relative to other nodes: idle cores, as far as the streams can use them."""
+        return max(LEAST_POWER, min(self.cores - self.load, self.usable_streams * CORES_PER_STREAM))
+
+
+class VmDemand(Message):
+    """What matters of a VM for its placement."""
+
+    vc_guid: str
+    capacity_bytes: int = Field(ge=0)
+    exports: tuple[str, ...] = ()
+    """Names of all exports that hold its NAS disks and files; empty: any node will do."""
+
+    @property
+    def weight(self) -> int:
+        """Work that the VM is, in bytes."""
+        return self.capacity_bytes + VM_OVERHEAD_BYTES
+
+
+class Unplaceable(Message):
+    """A VM that no node can back up."""
+
+    vc_guid: str
+    reason: str
+
+
+class NodePlan(Message):
+    """A node's VMs, in the order in which it takes them."""
+
+    node: str
+    vc_guids: tuple[str, ...] = ()
+
+
+class Plan(Message):
+    """Where the VMs go. Every VM is in exactly one node's plan, in `pending`, or in `unplaceable`."""
+
+    nodes: tuple[NodePlan, ...]
+    """One for every node that answered, by name."""
+    pending: tuple[str, ...] = ()
+    """Dynamic only: VMs that wait for a node to run dry, in the group's order."""
+    unplaceable: tuple[Unplaceable, ...] = ()
+
+
+def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
+    """Distribute all VMs. On each node they keep the order in which they were given.
+
+    With every export reachable from everywhere, no node is loaded beyond
+    `(total weight + (nodes - 1) * largest weight) / total power`, in weight per power.
+
+    Raises:
+        InvalidInputError: a node or a VM is given twice.
+    """
+    offers, given = _checked(nodes, vms)
+    reach = _reach(offers, given)
+    placeable, unplaceable = _divide(offers, given, reach)
+    power = {offer.name: offer.power for offer in offers}
+    load = dict.fromkeys(power, 0)
+    chosen: dict[str, list[VmDemand]] = {name: [] for name in power}
+    place = {vm.vc_guid: index for index, vm in enumerate(placeable)}
+    for vm in sorted(placeable, key=lambda item: (-item.weight, item.vc_guid)):
+        _, best = min(((load[name] + vm.weight) / power[name], name) for name in reach[vm.exports])
+        load[best] += vm.weight
+        chosen[best].append(vm)
+    plans = [
+        NodePlan(node=name, vc_guids=tuple(sorted((vm.vc_guid for vm in mine), key=place.__getitem__)))
+        for name, mine in chosen.items()
+    ]
+    return Plan(nodes=tuple(plans), unplaceable=unplaceable)
+
+
+def place_dynamic_start(
+    nodes: Iterable[NodeOffer], vms: Iterable[VmDemand], limit: int | None = None
+) -> Plan:
+    """Give every free stream its first VM, at most `limit` in all; the rest waits in `pending`.
+
+    The node with the most power for each of its busy streams is served first.
+
+    Raises:
+        InvalidInputError: a node or a VM is given twice.
+    """
+    offers, given = _checked(nodes, vms)
+    pending, unplaceable = _divide(offers, given, _reach(offers, given))
+    started: dict[str, list[str]] = {offer.name: [] for offer in offers}
+    hungry = list(offers)
+    room = len(pending) if limit is None else limit
+    while hungry and room > 0:
+        node = min(hungry, key=lambda offer: (-offer.power / (len(started[offer.name]) + 1), offer.name))
+        vm = next_for(node, pending, offers) if len(started[node.name]) < node.usable_streams else None
+        if vm is None:
+            hungry.remove(node)
+            continue
+        started[node.name].append(vm.vc_guid)
+        pending.remove(vm)
+        room -= 1
+    return Plan(
+        nodes=tuple(NodePlan(node=name, vc_guids=tuple(guids)) for name, guids in started.items()),
+        pending=tuple(vm.vc_guid for vm in pending),
+        unplaceable=unplaceable,
+    )
+
+
+def next_for(
+    node: NodeOffer, pending: Sequence[VmDemand], nodes: Collection[NodeOffer] = ()
+) -> VmDemand | None:
+    """The VM that a dry node gets (step 15), or None when it reaches none of those that wait.
+
+    First those that no other of `nodes` (the living ones) could take, so that this node is not busy with
+    anyone's VM while its own wait; then the order of `pending`.
+    """
+    others = [other for other in nodes if other.name != node.name]
+    shared = _reach(others, pending)
+    mine = _reach([node], pending)
+    reached = [vm for vm in pending if mine[vm.exports]]
+    if others:
+        for vm in reached:
+            if not shared[vm.exports]:
+                return vm
+    return reached[0] if reached else None
+
+
+def _checked(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> tuple[list[NodeOffer], list[VmDemand]]:
+    """The nodes by name, so that the order of their answers does not matter, and the VMs as given."""
+    offers, given = sorted(nodes, key=lambda offer: offer.name), list(vms)
+    for what, names in (
+        ("access node", [offer.name for offer in offers]),
+        ("VC.GUID", [vm.vc_guid for vm in given]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            msg = f"{what} {twice[0]!r} is given more than once: a plan needs each once"
+            raise InvalidInputError(msg)
+    return offers, given
+
+
+def _reach(offers: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> dict[tuple[str, ...], list[str]]:
+    """Which nodes reach all of a set of exports, for each set that some VM needs: few, however many VMs."""
+    opened = [(offer.name, frozenset(offer.reachable_exports)) for offer in offers]
+    return {
+        exports: [name for name, own in opened if own.issuperset(exports)]
+        for exports in {vm.exports for vm in vms}
+    }
+
+
+def _divide(
+    offers: list[NodeOffer], vms: list[VmDemand], reach: dict[tuple[str, ...], list[str]]
+) -> tuple[list[VmDemand], tuple[Unplaceable, ...]]:
+    """VMs that at least one node reaches, and the others with the reason."""
+    reasons = {exports: _why_not(offers, exports) for exports, names in reach.items() if not names}
+    placeable = [vm for vm in vms if reach[vm.exports]]
+    return placeable, tuple(
+        Unplaceable(vc_guid=vm.vc_guid, reason=reasons[vm.exports]) for vm in vms if not reach[vm.exports]
+    )
+
+
+def _why_not(offers: list[NodeOffer], exports: tuple[str, ...]) -> str:
+    if not offers:
+        return "no access node answered"
+    everywhere = {export for offer in offers for export in offer.reachable_exports}
+    nowhere = sorted(set(exports) - everywhere)
+    if nowhere:
+        return f"no access node reaches {', '.join(nowhere)}: check the export's rule and [[exports]]"
+    return f"no single access node reaches all of {', '.join(sorted(set(exports)))}, as the VM's disks need"

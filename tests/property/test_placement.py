@@ -1,0 +1,177 @@
+"""Goal: whatever the nodes answer, each VM has exactly one place or a reason, loads balance, plans repeat."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safehaul.errors import InvalidInputError
+from safehaul.placement import NodeOffer, Plan, VmDemand, next_for, place_dynamic_start, place_static
+
+_EXPORTS = ("nas-1", "nas-2", "nas-3")
+_export_sets = st.sets(st.sampled_from(_EXPORTS)).map(lambda names: tuple(sorted(names)))
+_nodes = st.lists(
+    st.builds(
+        NodeOffer,
+        name=st.sampled_from([f"node-{number}" for number in range(8)]),
+        cores=st.integers(1, 64),
+        load=st.floats(0, 80),
+        free_streams=st.integers(0, 16),
+        memory_available_bytes=st.none() | st.integers(0, 2**34),
+        reachable_exports=_export_sets,
+    ),
+    max_size=6,
+    unique_by=lambda node: node.name,
+)
+_vms = st.lists(
+    st.builds(
+        VmDemand,
+        vc_guid=st.integers(0, 10**6).map(lambda number: f"vm-{number:06}"),
+        capacity_bytes=st.integers(0, 2**42),
+        exports=_export_sets,
+    ),
+    max_size=40,
+    unique_by=lambda vm: vm.vc_guid,
+)
+
+
+def _placed(plan: Plan) -> list[str]:
+    return [guid for node in plan.nodes for guid in node.vc_guids]
+
+
+def _check_complete(plan: Plan, nodes: list[NodeOffer], vms: list[VmDemand]) -> None:
+    """Each VM once; on a node that reaches it; unplaceable only if there is no such node."""
+    unplaceable = {item.vc_guid for item in plan.unplaceable}
+    assert sorted([*_placed(plan), *plan.pending, *unplaceable]) == sorted(vm.vc_guid for vm in vms)
+    by_guid = {vm.vc_guid: vm for vm in vms}
+    reach = {node.name: set(node.reachable_exports) for node in nodes}
+    for node in plan.nodes:
+        assert all(reach[node.node] >= set(by_guid[guid].exports) for guid in node.vc_guids)
+    for item in plan.unplaceable:
+        assert not any(exports >= set(by_guid[item.vc_guid].exports) for exports in reach.values())
+        assert item.reason
+
+
+@given(_nodes, _vms)
+def test_static_gives_each_vm_one_place_in_the_given_order(
+    nodes: list[NodeOffer], vms: list[VmDemand]
+) -> None:
+    plan = place_static(nodes, vms)
+    _check_complete(plan, nodes, vms)
+    order = {vm.vc_guid: index for index, vm in enumerate(vms)}
+    for node in plan.nodes:
+        assert list(node.vc_guids) == sorted(node.vc_guids, key=order.__getitem__)
+
+
+@given(_nodes.filter(bool), _vms)
+def test_static_balances_within_its_bound(nodes: list[NodeOffer], vms: list[VmDemand]) -> None:
+    nodes = [node.model_copy(update={"reachable_exports": _EXPORTS}) for node in nodes]
+    weights = {vm.vc_guid: vm.weight for vm in vms}
+    total, largest = sum(weights.values()), max(weights.values(), default=0)
+    bound = (total + (len(nodes) - 1) * largest) / sum(node.power for node in nodes)
+    power = {node.name: node.power for node in nodes}
+    for node in place_static(nodes, vms).nodes:
+        assert sum(weights[guid] for guid in node.vc_guids) / power[node.node] <= bound * (1 + 1e-9)
+
+
+@given(_nodes, _vms, st.none() | st.integers(0, 20))
+def test_a_dynamic_start_fills_free_streams_and_no_more(
+    nodes: list[NodeOffer], vms: list[VmDemand], limit: int | None
+) -> None:
+    plan = place_dynamic_start(nodes, vms, limit)
+    _check_complete(plan, nodes, vms)
+    offers = {node.name: node for node in nodes}
+    assert all(len(node.vc_guids) <= offers[node.node].usable_streams for node in plan.nodes)
+    started = len(_placed(plan))
+    assert limit is None or started <= limit
+    if limit is None or started < limit:
+        waiting = [vm for vm in vms if vm.vc_guid in plan.pending]
+        for node in plan.nodes:
+            full = len(node.vc_guids) == offers[node.node].usable_streams
+            assert full or next_for(offers[node.node], waiting) is None
+
+
+@given(_nodes, _vms, st.randoms(use_true_random=False))
+def test_plans_do_not_depend_on_the_order_of_the_answers(
+    nodes: list[NodeOffer], vms: list[VmDemand], chance: random.Random
+) -> None:
+    shuffled = list(nodes)
+    chance.shuffle(shuffled)
+    assert place_static(shuffled, vms) == place_static(nodes, vms)
+    assert place_dynamic_start(shuffled, vms) == place_dynamic_start(nodes, vms)
+
+
+@given(_nodes, _vms)
+def test_nodes_that_ask_until_they_are_dry_finish_the_job(
+    nodes: list[NodeOffer], vms: list[VmDemand]
+) -> None:
+    plan = place_dynamic_start(nodes, vms)
+    pending = [vm for vm in vms if vm.vc_guid in plan.pending]
+    done = _placed(plan)
+    for _ in range(len(vms) + 1):
+        for node in nodes:
+            vm = next_for(node, pending, nodes)
+            if vm is not None:
+                pending.remove(vm)
+                done.append(vm.vc_guid)
+    assert pending == []
+    assert len(done) + len(plan.unplaceable) == len(vms)
+
+
+def _node(name: str, *exports: str, cores: int = 4, load: float = 0.0) -> NodeOffer:
+    return NodeOffer(name=name, cores=cores, load=load, free_streams=4, reachable_exports=exports)
+
+
+def test_a_busy_node_gets_less_than_an_idle_one() -> None:
+    vms = [VmDemand(vc_guid=f"vm-{number}", capacity_bytes=2**30) for number in range(40)]
+    busy, idle = place_static([_node("busy", load=3.0), _node("idle")], vms).nodes
+    assert len(busy.vc_guids) == 8
+    assert len(idle.vc_guids) == 32
+
+
+def test_a_dry_node_first_takes_what_only_it_can_reach() -> None:
+    nodes = [_node("both", "nas-1", "nas-2"), _node("one", "nas-1")]
+    pending = [
+        VmDemand(vc_guid="anyone", capacity_bytes=1, exports=("nas-1",)),
+        VmDemand(vc_guid="only-both", capacity_bytes=1, exports=("nas-2",)),
+    ]
+    assert next_for(nodes[0], pending, nodes) == pending[1]
+    assert next_for(nodes[1], pending, nodes) == pending[0]
+    assert next_for(nodes[0], pending, nodes[:1]) == pending[0]
+    assert next_for(_node("none"), pending, nodes) is None
+
+
+def test_the_reason_says_what_is_out_of_reach() -> None:
+    nodes = [_node("a", "nas-1"), _node("b", "nas-2")]
+    vms = [
+        VmDemand(vc_guid="gone", capacity_bytes=1, exports=("nas-3",)),
+        VmDemand(vc_guid="split", capacity_bytes=1, exports=("nas-1", "nas-2")),
+    ]
+    gone, split = place_static(nodes, vms).unplaceable
+    assert "no access node reaches nas-3" in gone.reason
+    assert "no single access node reaches all of nas-1, nas-2" in split.reason
+    assert place_static([], vms).unplaceable[0].reason == "no access node answered"
+
+
+def test_a_vm_or_node_given_twice_is_refused() -> None:
+    vm = VmDemand(vc_guid="x", capacity_bytes=1)
+    with pytest.raises(InvalidInputError, match=r"VC.GUID 'x'"):
+        place_static([_node("a")], [vm, vm])
+    with pytest.raises(InvalidInputError, match="access node 'a'"):
+        place_dynamic_start([_node("a"), _node("a")], [vm])
+
+
+def test_ten_thousand_vms_are_planned_in_seconds() -> None:
+    vms = [
+        VmDemand(vc_guid=f"{number:05}", capacity_bytes=number * 2**20, exports=(_EXPORTS[number % 3],))
+        for number in range(10_000)
+    ]
+    nodes = [_node(f"node-{number:02}", *_EXPORTS) for number in range(64)]
+    start = time.process_time()
+    assert len(_placed(place_static(nodes, vms))) == 10_000
+    assert len(place_dynamic_start(nodes, vms).pending) == 10_000 - 64 * 4
+    assert time.process_time() - start < 10

@@ -1,0 +1,317 @@
+"""An export that the kernel has mounted on this node: a plain path, walked without following any link."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_bits
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from safehaul.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    PermissionRefusedError,
+    PolicyError,
+    UnsupportedError,
+    VmMovedError,
+)
+from safehaul.nas.definition import ExportDefinition
+from safehaul.nas.export import MAX_DIRECTORY_ENTRIES, DirectoryEntry, FileKind, FileStat
+from safehaul.nas.paths import check_relative, safe
+from safehaul.nas.translation import mount_translate, translate
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK, a FIFO put in place of a file would hold us for ever.
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o600
+"""As ESXi makes its disks."""
+
+
+class MountedExport:
+    """`NasExport` over a kernel mount at `definition.mounted_at`."""
+
+    def __init__(self, definition: ExportDefinition) -> None:
+        """Open the mount point. Raises NotFoundError or PermissionRefusedError."""
+        if definition.mounted_at is None:
+            raise ValueError("the definition names no mount point")
+        self.definition = definition
+        self._files: list[_Handle] = []
+        try:
+            self._root = os.open(definition.mounted_at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise mount_translate(error, definition) from error
+
+    def stat(self, path: str) -> FileStat:
+        """See `NasExport.stat`."""
+        with self._parent(path, "look up") as (parent, name):
+            return _to_stat(os.stat(name, dir_fd=parent, follow_symlinks=False))
+
+    def list(self, path: str = "") -> list[DirectoryEntry]:
+        """See `NasExport.list`."""
+        found: list[DirectoryEntry] = []
+        with self._directory(path, "list") as directory, os.scandir(directory) as entries:
+            for entry in entries:
+                if len(found) >= MAX_DIRECTORY_ENTRIES:
+                    raise PolicyError(
+                        f"directory {safe(path)} on {self.definition} "
+                        f"has more than {MAX_DIRECTORY_ENTRIES} entries"
+                    )
+                try:
+                    found.append(DirectoryEntry(entry.name, _to_stat(entry.stat(follow_symlinks=False))))
+                except FileNotFoundError:
+                    # Removed between the listing and the look-up: as if it had gone before.
+                    continue
+        return sorted(found, key=lambda entry: entry.name)
+
+    def open_read(self, path: str) -> MountedFile:
+        """See `NasExport.open_read`."""
+        with self._parent(path, "open") as (parent, name):
+            descriptor = os.open(name, os.O_RDONLY | _FILE, dir_fd=parent)
+        return MountedFile(self._keep(descriptor, path))
+
+    def read_small(self, path: str, limit_bytes: int) -> bytes:
+        """See `NasExport.read_small`."""
+        file = self.open_read(path)
+        try:
+            if file.size_bytes > limit_bytes:
+                raise PolicyError(
+                    f"file {safe(path)} on {self.definition} has {file.size_bytes} bytes; "
+                    f"at most {limit_bytes} are accepted"
+                )
+            content = bytearray(file.size_bytes)
+            file.read_into(0, content)
+            return bytes(content)
+        finally:
+            file.close()
+
+    def free_bytes(self) -> int:
+        """See `NasExport.free_bytes`."""
+        try:
+            facts = os.fstatvfs(self._root)
+        except OSError as error:
+            raise translate(error, self.definition, "ask the free space of") from error
+        return facts.f_bavail * facts.f_frsize
+
+    def create_exclusive(self, path: str) -> MountedWriteFile:
+        """See `NasExport.create_exclusive`; atomic (O_EXCL)."""
+        self._must_be_writable()
+        with self._parent(path, "create") as (parent, name):
+            descriptor = os.open(
+                name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, mode=_FILE_MODE, dir_fd=parent
+            )
+        return MountedWriteFile(self._keep(descriptor, path))
+
+    def open_write(self, path: str) -> MountedWriteFile:
+        """See `NasExport.open_write`."""
+        self._must_be_writable()
+        with self._parent(path, "open for writing") as (parent, name):
+            descriptor = os.open(name, os.O_RDWR | _FILE, dir_fd=parent)
+        return MountedWriteFile(self._keep(descriptor, path))
+
+    def make_directory_exclusive(self, path: str) -> None:
+        """See `NasExport.make_directory_exclusive`."""
+        self._must_be_writable()
+        with self._parent(path, "make directory") as (parent, name):
+            os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
+            os.fsync(parent)
+
+    def remove(self, path: str) -> None:
+        """See `NasExport.remove`."""
+        self._must_be_writable()
+        with self._parent(path, "remove") as (parent, name):
+            os.unlink(name, dir_fd=parent)
+
+    def remove_directory(self, path: str) -> None:
+        """See `NasExport.remove_directory`."""
+        self._must_be_writable()
+        with self._parent(path, "remove directory") as (parent, name):
+            os.rmdir(name, dir_fd=parent)
+
+    def rename(self, source: str, destination: str) -> None:
+        """See `NasExport.rename`."""
+        self._must_be_writable()
+        try:
+            self.stat(destination)
+        except NotFoundError:
+            pass
+        else:
+            raise AlreadyExistsError(f"rename to {safe(destination)} on {self.definition}: it exists already")
+        with (
+            self._parent(source, "rename") as (old_parent, old_name),
+            self._parent(destination, "rename to") as (new_parent, new_name),
+        ):
+            os.rename(old_name, new_name, src_dir_fd=old_parent, dst_dir_fd=new_parent)
+            os.fsync(new_parent)
+
+    def close(self) -> None:
+        """See `NasExport.close`."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+
+    def __enter__(self) -> Self:
+        """Return the export itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _must_be_writable(self) -> None:
+        if not self.definition.writable:
+            raise PermissionRefusedError(
+                f"{self.definition} is defined for reading only; nothing is written to it"
+            )
+
+    def _keep(self, descriptor: int, path: str) -> _Handle:
+        facts = os.fstat(descriptor)
+        if not stat_bits.S_ISREG(facts.st_mode):
+            os.close(descriptor)
+            raise UnsupportedError(
+                f"{safe(path)} on {self.definition} is a {_kind(facts.st_mode).value}, not a regular file"
+            )
+        handle = _Handle(descriptor, self.definition, path, facts.st_size)
+        self._files = [file for file in self._files if file.descriptor >= 0]
+        self._files.append(handle)
+        return handle
+
+    @contextmanager
+    def _directory(self, path: str, operation: str) -> Iterator[int]:
+        """Open a directory step by step, following no link. The body's errors are translated."""
+        if path:
+            check_relative(path)
+        opened: list[int] = []
+        try:
+            current = self._root
+            for component in path.split("/") if path else []:
+                current = os.open(component, _DIRECTORY, dir_fd=current)
+                opened.append(current)
+            yield current
+        except OSError as error:
+            raise translate(error, self.definition, operation, path) from error
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+
+    @contextmanager
+    def _parent(self, path: str, operation: str) -> Iterator[tuple[int, str]]:
+        check_relative(path)
+        directory, _, name = path.rpartition("/")
+        with self._directory(directory, operation) as descriptor:
+            try:
+                yield descriptor, name
+            except OSError as error:
+                raise translate(error, self.definition, operation, path) from error
+
+
+class _Handle:
+    """A file descriptor with the names that its errors need."""
+
+    def __init__(self, descriptor: int, definition: ExportDefinition, path: str, size_bytes: int) -> None:
+        self.descriptor = descriptor
+        self.definition = definition
+        self.path = path
+        self.size_bytes = size_bytes
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+
+class MountedFile:
+    """`NasFile` over a kernel mount."""
+
+    def __init__(self, handle: _Handle) -> None:
+        self._handle = handle
+        self.size_bytes = handle.size_bytes
+
+    def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> int:
+        """See `NasFile.read_into`."""
+        handle = self._handle
+        view = memoryview(buffer)
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(handle.descriptor, [view[done:]], offset_bytes + done)
+            except OSError as error:
+                raise translate(error, handle.definition, "read", handle.path) from error
+            if not count:
+                raise VmMovedError(
+                    f"read {safe(handle.path)} on {handle.definition}: "
+                    f"it ends at byte {offset_bytes + done}, but had {self.size_bytes} bytes when opened"
+                )
+            done += count
+        return done
+
+    def close(self) -> None:
+        """See `NasFile.close`."""
+        self._handle.close()
+
+
+class MountedWriteFile:
+    """`NasWriteFile` over a kernel mount."""
+
+    def __init__(self, handle: _Handle) -> None:
+        self._handle = handle
+
+    def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
+        """See `NasWriteFile.write_at`."""
+        handle = self._handle
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(handle.descriptor, view[done:], offset_bytes + done)
+            except OSError as error:
+                raise translate(error, handle.definition, "write", handle.path) from error
+
+    def set_size(self, size_bytes: int) -> None:
+        """See `NasWriteFile.set_size`."""
+        try:
+            os.ftruncate(self._handle.descriptor, size_bytes)
+        except OSError as error:
+            raise translate(error, self._handle.definition, "set the size of", self._handle.path) from error
+
+    def flush(self) -> None:
+        """See `NasWriteFile.flush`."""
+        try:
+            os.fsync(self._handle.descriptor)
+        except OSError as error:
+            raise translate(error, self._handle.definition, "flush", self._handle.path) from error
+
+    def close(self) -> None:
+        """See `NasWriteFile.close`."""
+        if self._handle.descriptor >= 0:
+            try:
+                self.flush()
+            finally:
+                self._handle.close()
+
+
+def _kind(mode: int) -> FileKind:
+    if stat_bits.S_ISREG(mode):
+        return FileKind.FILE
+    if stat_bits.S_ISDIR(mode):
+        return FileKind.DIRECTORY
+    return FileKind.SYMLINK if stat_bits.S_ISLNK(mode) else FileKind.OTHER
+
+
+def _to_stat(facts: os.stat_result) -> FileStat:
+    return FileStat(
+        kind=_kind(facts.st_mode),
+        size_bytes=facts.st_size,
+        mtime_ns=facts.st_mtime_ns,
+        file_id=facts.st_ino,
+        uid=facts.st_uid,
+        gid=facts.st_gid,
+        mode=stat_bits.S_IMODE(facts.st_mode),
+    )

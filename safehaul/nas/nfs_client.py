@@ -1,0 +1,325 @@
+"""An export opened by the NFS client in this process (nfs-rs): v3 and v4.1, AUTH_SYS, no kernel mount."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import nfs_rs
+
+from safehaul.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    PermissionRefusedError,
+    PolicyError,
+    UnsupportedError,
+    VmMovedError,
+)
+from safehaul.nas.definition import ExportDefinition
+from safehaul.nas.export import MAX_DIRECTORY_ENTRIES, DirectoryEntry, FileKind, FileStat
+from safehaul.nas.paths import check_relative, safe
+from safehaul.nas.translation import mount_translate, translate
+
+_KINDS = {
+    nfs_rs.FileType.FILE: FileKind.FILE,
+    nfs_rs.FileType.DIRECTORY: FileKind.DIRECTORY,
+    nfs_rs.FileType.SYMLINK: FileKind.SYMLINK,
+}
+_AUTO_VERSIONS = ["3", "4.1"]
+_DIRECTORY_MODE = 0o755
+_FILE_ID_PROBES = 3
+
+
+class NfsClientExport:
+    """`NasExport` over nfs-rs. Threads may share it and its files; a call has up to 8 requests in flight."""
+
+    def __init__(self, definition: ExportDefinition) -> None:
+        """Connect and mount.
+
+        Raises ConnectionLostError when the filer does not answer, NotFoundError or PermissionRefusedError
+        when it refuses the mount.
+        """
+        self.definition = definition
+        self._file_ids_stable: bool | None = None
+        versions: list[str] = _AUTO_VERSIONS if definition.version == "auto" else [definition.version]
+        try:
+            self._client = nfs_rs.Client.connect(
+                _url(definition),
+                versions=versions,
+                uid=definition.uid,
+                gid=definition.gid,
+                nfs_port=definition.nfs_port,
+                mount_port=definition.mount_port,
+                noresvport=not definition.reserved_port,
+                connect_timeout=definition.connect_timeout_s,
+                operation_timeout=definition.operation_timeout_s,
+            )
+        except (nfs_rs.NfsError, OSError) as error:
+            raise mount_translate(error, definition) from error
+
+    @property
+    def version(self) -> str:
+        """The NFS version in use: `3` or `4.1`."""
+        return str(self._client.version.value)
+
+    def stat(self, path: str) -> FileStat:
+        """See `NasExport.stat`."""
+        info = self._info(path)
+        if self._file_ids_stable is None and info.type is nfs_rs.FileType.FILE:
+            self._probe_file_ids(path, info)
+        return self._to_stat(info)
+
+    def list(self, path: str = "") -> list[DirectoryEntry]:
+        """See `NasExport.list`."""
+        if path:
+            check_relative(path)
+        found: list[DirectoryEntry] = []
+        try:
+            for entry in self._client.scandir(path):
+                if len(found) >= MAX_DIRECTORY_ENTRIES:
+                    raise PolicyError(
+                        f"directory {safe(path)} on {self.definition} "
+                        f"has more than {MAX_DIRECTORY_ENTRIES} entries"
+                    )
+                found.append(DirectoryEntry(entry.name, self._to_stat(entry.info)))
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "list", path) from error
+        return sorted(found, key=lambda entry: entry.name)
+
+    def open_read(self, path: str) -> NfsFile:
+        """See `NasExport.open_read`."""
+        info = self._regular(path)
+        try:
+            file = self._client.open(path, "rb")
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "open", path) from error
+        return NfsFile(file, self.definition, path, info.size)
+
+    def read_small(self, path: str, limit_bytes: int) -> bytes:
+        """See `NasExport.read_small`."""
+        file = self.open_read(path)
+        try:
+            if file.size_bytes > limit_bytes:
+                raise PolicyError(
+                    f"file {safe(path)} on {self.definition} has {file.size_bytes} bytes; "
+                    f"at most {limit_bytes} are accepted"
+                )
+            content = bytearray(file.size_bytes)
+            file.read_into(0, content)
+            return bytes(content)
+        finally:
+            file.close()
+
+    def free_bytes(self) -> int:
+        """See `NasExport.free_bytes`."""
+        try:
+            return self._client.fs_stat().available_bytes
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "ask the free space of") from error
+
+    def create_exclusive(self, path: str) -> NfsWriteFile:
+        """See `NasExport.create_exclusive`.
+
+        Not atomic: nfs-rs has no exclusive create. Nobody else's file is ever shortened, and a file that
+        already holds data is refused. For certainty create below a directory of `make_directory_exclusive`.
+        """
+        self._must_not_exist(path, "create")
+        try:
+            self._client.touch(path, exist_ok=True)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "create", path) from error
+        if self._regular(path).size:
+            raise AlreadyExistsError(f"create {safe(path)} on {self.definition}: somebody else just made it")
+        return self.open_write(path)
+
+    def open_write(self, path: str) -> NfsWriteFile:
+        """See `NasExport.open_write`."""
+        self._must_be_writable()
+        self._regular(path)
+        try:
+            return NfsWriteFile(self._client.open(path, "r+b"), self.definition, path)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "open for writing", path) from error
+
+    def make_directory_exclusive(self, path: str) -> None:
+        """See `NasExport.make_directory_exclusive`."""
+        self._must_be_writable()
+        check_relative(path)
+        try:
+            self._client.mkdir(path, _DIRECTORY_MODE, parents=False, exist_ok=False)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "make directory", path) from error
+
+    def remove(self, path: str) -> None:
+        """See `NasExport.remove`."""
+        self._must_be_writable()
+        check_relative(path)
+        try:
+            self._client.remove(path)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "remove", path) from error
+
+    def remove_directory(self, path: str) -> None:
+        """See `NasExport.remove_directory`."""
+        self._must_be_writable()
+        check_relative(path)
+        try:
+            self._client.rmdir(path)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "remove directory", path) from error
+
+    def rename(self, source: str, destination: str) -> None:
+        """See `NasExport.rename`."""
+        self._must_be_writable()
+        check_relative(source)
+        self._must_not_exist(destination, "rename to")
+        try:
+            self._client.rename(source, destination)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "rename", source) from error
+
+    def close(self) -> None:
+        """See `NasExport.close`."""
+        try:
+            self._client.close()
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "unmount") from error
+
+    def __enter__(self) -> Self:
+        """Return the export itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _info(self, path: str) -> nfs_rs.FileInfo:
+        check_relative(path)
+        try:
+            return self._client.stat(path)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, "look up", path) from error
+
+    def _regular(self, path: str) -> nfs_rs.FileInfo:
+        info = self._info(path)
+        if info.type is not nfs_rs.FileType.FILE:
+            raise UnsupportedError(
+                f"{safe(path)} on {self.definition} "
+                f"is a {info.type.value}, not a regular file; it is not followed"
+            )
+        return info
+
+    def _must_be_writable(self) -> None:
+        if not self.definition.writable:
+            raise PermissionRefusedError(
+                f"{self.definition} is defined for reading only; nothing is written to it"
+            )
+
+    def _must_not_exist(self, path: str, operation: str) -> None:
+        self._must_be_writable()
+        try:
+            self._info(path)
+        except NotFoundError:
+            return
+        raise AlreadyExistsError(f"{operation} {safe(path)} on {self.definition}: it exists already")
+
+    def _probe_file_ids(self, path: str, first: nfs_rs.FileInfo) -> None:
+        # Userspace servers (rclone) number files anew at each look-up. Such numbers would look like a move.
+        previous = first.fileid
+        for _ in range(_FILE_ID_PROBES - 1):
+            current = self._info(path).fileid
+            if current == previous:
+                self._file_ids_stable = True
+                return
+            previous = current
+        self._file_ids_stable = False
+
+    def _to_stat(self, info: nfs_rs.FileInfo) -> FileStat:
+        return FileStat(
+            kind=_KINDS.get(info.type, FileKind.OTHER),
+            size_bytes=info.size,
+            mtime_ns=info.mtime,
+            file_id=info.fileid if self._file_ids_stable else None,
+            uid=info.uid,
+            gid=info.gid,
+            mode=info.mode & 0o7777,
+        )
+
+
+class NfsFile:
+    """`NasFile` over nfs-rs."""
+
+    def __init__(self, file: nfs_rs.File, definition: ExportDefinition, path: str, size_bytes: int) -> None:
+        self._file = file
+        self._definition = definition
+        self._path = path
+        self.size_bytes = size_bytes
+
+    def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> int:
+        """See `NasFile.read_into`."""
+        wanted = len(buffer)
+        if not wanted:
+            return 0
+        try:
+            count = self._file.readinto_at(buffer, offset_bytes)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "read", self._path) from error
+        if count != wanted:
+            raise VmMovedError(
+                f"read {safe(self._path)} on {self._definition}: it ends at byte {offset_bytes + count}, "
+                f"but had {self.size_bytes} bytes when it was opened"
+            )
+        return count
+
+    def close(self) -> None:
+        """See `NasFile.close`."""
+        try:
+            self._file.close()
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "close", self._path) from error
+
+
+class NfsWriteFile:
+    """`NasWriteFile` over nfs-rs: each write is committed (RFC 1813 COMMIT) before it returns."""
+
+    def __init__(self, file: nfs_rs.File, definition: ExportDefinition, path: str) -> None:
+        self._file = file
+        self._definition = definition
+        self._path = path
+
+    def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
+        """See `NasWriteFile.write_at`."""
+        try:
+            self._file.write_at(data, offset_bytes)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "write", self._path) from error
+
+    def set_size(self, size_bytes: int) -> None:
+        """See `NasWriteFile.set_size`."""
+        try:
+            self._file.truncate(size_bytes)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "set the size of", self._path) from error
+
+    def flush(self) -> None:
+        """See `NasWriteFile.flush`."""
+        try:
+            self._file.flush()
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "flush", self._path) from error
+
+    def close(self) -> None:
+        """See `NasWriteFile.close`."""
+        try:
+            self._file.close()
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self._definition, "close", self._path) from error
+
+
+def _url(definition: ExportDefinition) -> str:
+    address = definition.effective_address
+    host = f"[{address}]" if ":" in address else address
+    return f"nfs://{host}{quote(definition.effective_path, safe='/')}"

@@ -13,9 +13,39 @@ class DiskBacking(StrEnum):
     """How a virtual disk is backed, as far as the NAS transport cares."""
 
     FLAT = "flat"
+    """An ordinary disk, whatever the format of its redo logs."""
     RDM_PHYSICAL = "rdm-physical"
     RDM_VIRTUAL = "rdm-virtual"
     OTHER = "other"
+
+
+class UnidentifiedReason(StrEnum):
+    """Why a VM of the inventory cannot be told by a VC.GUID."""
+
+    NOT_CONNECTED = "not-connected"
+    """Orphaned, inaccessible, invalid or disconnected, and therefore without a readable configuration."""
+    NO_CONFIGURATION = "no-configuration"
+    """No `config` or no `instanceUuid`, though connected: being created, or no permission."""
+    DUPLICATE = "duplicate"
+    """Another VM of this vCenter has the same VC.GUID."""
+    UNREADABLE = "unreadable"
+    """VCenter's answer about it cannot be understood."""
+
+
+class Unidentified(Message):
+    """A VM that discovery saw and cannot tell by a VC.GUID of its own. Names are untrusted."""
+
+    moref: str
+    name: str
+    kind: UnidentifiedReason
+    reason: str
+    """For a person: what is wrong and what can be done."""
+    vcenter: str = ""
+    connection_state: str = ""
+    datacenter: str = ""
+    folder: str = ""
+    vc_guid: str = ""
+    """Only for a duplicate."""
 
 
 class NasVolume(Message):
@@ -119,13 +149,15 @@ class SnapshotNode(Message):
 
 
 class VmFile(Message):
-    """One file of a VM as `layoutEx` names it."""
+    """One file of a VM: as `layoutEx` names it, or as a directory's listing does."""
 
     path: str
     """Datastore path. Untrusted."""
-    type: str
-    """`VirtualMachineFileLayoutEx` type: `config`, `nvram`, `diskDescriptor`, `diskExtent`, …"""
+    type: str = ""
+    """`layoutEx` type: `config`, `nvram`, `diskDescriptor`, `diskExtent`, …; empty in a listing."""
     size_bytes: int = 0
+    modified: str = ""
+    """ISO 8601; only in a listing."""
 
 
 class VmState(Message):
@@ -145,3 +177,13 @@ class VmState(Message):
     change_version: str = ""
     running_snapshot_tasks: list[str] = Field(default_factory=list)
     """Morefs of snapshot tasks of this VM that are queued or running."""
+    template: bool = False
+    name: str = ""
+    instance_uuid: str = ""
+    disabled_methods: list[str] = Field(default_factory=list)
+    directories: list[str] = Field(default_factory=list)
+    """Datastore paths of the directories that hold the VM's files, disks and snapshots."""
+    listed: list[VmFile] = Field(default_factory=list)
+    """What is in `directories`, files of others included; empty when they were not listed."""
+    recorded_at: str = ""
+    """ISO 8601, this process's clock."""

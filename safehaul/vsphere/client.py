@@ -16,7 +16,7 @@ from pyVmomi import vim
 from safehaul.errors import ConfigError, LoginRefusedError, SafehaulError, SessionLostError
 from safehaul.messages.base import Message
 from safehaul.vsphere.faults import HungUpError
-from safehaul.vsphere.stub import Stub, negotiate_version
+from safehaul.vsphere.stub import DEFAULT_PATH, Endpoint, Stub, negotiate_version
 from safehaul.vsphere.tls import Trust
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,13 @@ class VCenter:
     def __init__(
         self,
         name: str,
-        url: str,
+        *,
         user: str,
         password: SecretStr,
-        *,
+        url: str = "",
+        host: str = "",
+        port: int = DEFAULT_PORT,
+        path: str = DEFAULT_PATH,
         ca_file: Path | None = None,
         thumbprint_sha256: str | None = None,
         insecure: bool = False,
@@ -74,9 +77,12 @@ class VCenter:
 
         Args:
             name: its name in our configuration.
-            url: `https://host[:port][/sdk]`, or `host[:port]`.
             user: such as `backup@vsphere.local`.
             password: never logged or shown.
+            url: `https://host[:port][/sdk]`, instead of the next three.
+            host: name or address.
+            port: TCP port.
+            path: of the SOAP service.
             ca_file: PEM file of the CA that signed vCenter's certificate; the host name is checked too.
             thumbprint_sha256: the certificate itself, 64 hexadecimal digits, colons allowed.
             insecure: accept any certificate; logged as a warning.
@@ -87,10 +93,12 @@ class VCenter:
             ConfigError: the address, thumbprint or CA file is wrong.
         """
         self.name = name
-        self._host, self._port = _parse_address(name, url)
+        if bool(url) == bool(host):
+            raise ConfigError(f"vCenter {name}: give either its url or its host")
+        self._endpoint = _parse_url(name, url) if url else Endpoint(name, host, port, path)
         self._user = user
         self._password = password
-        self._trust = Trust(ca_file, thumbprint_sha256, insecure)
+        self._trust = Trust(ca_file, thumbprint_sha256 or "", insecure)
         self._trust.context()  # a bad CA file shows now and not in the night
         self._timeout_s = timeout_s
         self._max_concurrency = max_concurrency
@@ -102,7 +110,7 @@ class VCenter:
             log.warning("vCenter %s: certificate verification is off (insecure = true)", name)
 
     def __repr__(self) -> str:
-        return f"VCenter({self.name!r}, {self._host}:{self._port})"
+        return f"VCenter({self.name!r}, {self._endpoint.host}:{self._endpoint.port})"
 
     def __enter__(self) -> Self:
         return self
@@ -199,11 +207,9 @@ class VCenter:
     def _open(self) -> Session:
         if self._refused is not None:
             raise LoginRefusedError(self._refused)
-        version = negotiate_version(self.name, self._host, self._port, self._trust, self._timeout_s)
+        version = negotiate_version(self._endpoint, self._trust, self._timeout_s)
         stub = Stub(
-            self.name,
-            self._host,
-            self._port,
+            self._endpoint,
             self._trust,
             version=version,
             timeout_s=self._timeout_s,
@@ -219,17 +225,16 @@ class VCenter:
         return Session(stub, content)
 
 
-def _parse_address(name: str, url: str) -> tuple[str, int]:
-    """Host and port of `https://host[:port][/sdk]` or `host[:port]`."""
+def _parse_url(name: str, url: str) -> Endpoint:
     try:
-        parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
+        parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port or DEFAULT_PORT
     except ValueError as error:
         raise ConfigError(f"vCenter {name}: address {url!r}: {error}") from error
-    if parts.scheme != "https" or not host or parts.path not in {"", "/", "/sdk", "/sdk/"}:
-        raise ConfigError(f"vCenter {name}: address {url!r} is not of the form https://host[:port]")
+    if parts.scheme != "https" or not host or parts.query or parts.fragment:
+        raise ConfigError(f"vCenter {name}: address {url!r} is not of the form https://host[:port][/sdk]")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             f"vCenter {name}: the address must not hold a user or password: they have keys of their own"
         )
-    return host, port
+    return Endpoint(name, host, port, parts.path.rstrip("/") or DEFAULT_PATH)

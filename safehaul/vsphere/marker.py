@@ -1,68 +1,46 @@
-"""The marker in a snapshot's description: the proof that the snapshot is ours, and whose.
+"""The marker in a snapshot's description, as functions: built for a new snapshot, parsed from anybody's.
 
-One line: `safehaul:` and a JSON object with sorted keys. A person reads it in vSphere's snapshot window; the
-sweeper parses it. Everything that is not exactly such a line belongs to somebody else.
+Its form is `safehaul.messages.marker.SnapshotMarker`, which workflows use too; here stand vCenter's bounds.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
-from pydantic import ConfigDict, Field, ValidationError
+from safehaul.errors import InvalidInputError
+from safehaul.messages.marker import SnapshotMarker
 
-from safehaul.messages.base import Message
-
-PREFIX: Final = "safehaul:"
-VERSION: Final = 1
-# vCenter keeps descriptions of a few thousand characters; ours is under 1,000 with every field at its bound.
-MAX_LENGTH: Final = 2048
-
-
-class Marker(Message):
-    """Who owns a snapshot: everything needed to look the owner up, and nothing secret."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    v: int = Field(default=VERSION, ge=VERSION, le=VERSION)
-    installation: str = Field(min_length=1, max_length=200)
-    """Id of this installation of safehaul."""
-    namespace_id: str = Field(min_length=1, max_length=100)
-    """UUID of the Temporal namespace (its name may be used again, its UUID is not)."""
-    workflow_id: str = Field(min_length=1, max_length=1000)
-    first_run_id: str = Field(min_length=1, max_length=100)
-    """`first_execution_run_id`: survives a reset, differs when a workflow id is used again."""
-    vc_guid: str = Field(min_length=1, max_length=100)
+# Ours is under 500 characters in practice; vCenter keeps some thousand. A longer one is not ours.
+MAX_CHARS: Final = 4096
 
 
 def marker(installation: str, namespace_id: str, workflow_id: str, first_run_id: str, vc_guid: str) -> str:
     """The description of a snapshot that these own: one line, the same for the same arguments.
 
     Raises:
-        pydantic.ValidationError: a field is empty or too long; a caller's mistake.
+        InvalidInputError: a field is empty, or the whole is longer than `MAX_CHARS`.
     """
-    fields = Marker(
+    fields = SnapshotMarker(
         installation=installation,
-        namespace_id=namespace_id,
+        namespace=namespace_id,
         workflow_id=workflow_id,
         first_run_id=first_run_id,
         vc_guid=vc_guid,
     )
-    # ASCII only: vCenter hands descriptions back unchanged then, whatever its language settings.
-    text = PREFIX + json.dumps(fields.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    if len(text) > MAX_LENGTH:
-        raise ValueError(
-            f"marker of workflow {workflow_id!r} has {len(text)} characters, {MAX_LENGTH} are possible"
+    empty = [name for name, value in fields if not value]
+    if empty:
+        raise InvalidInputError(
+            f"a snapshot's marker needs {', '.join(empty)}: without it the owner is not known"
         )
+    text = fields.text()
+    if len(text) > MAX_CHARS:
+        raise InvalidInputError(f"the marker of workflow {workflow_id[:80]!r} has {len(text)} characters")
     return text
 
 
-def parse_marker(description: str) -> Marker | None:
-    """The marker in a snapshot's description, or None when it is not ours to the letter."""
-    if not description.startswith(PREFIX) or len(description) > MAX_LENGTH:
+def parse_marker(description: str) -> SnapshotMarker | None:
+    """The marker in a description; None when the snapshot is not provably ours (foreign, damaged, incomplete)."""
+    if len(description) > MAX_CHARS:
         return None
-    try:
-        return Marker.model_validate_json(description.removeprefix(PREFIX))
-    except ValidationError:
-        # Somebody typed our prefix, or a newer version wrote it: not provably ours, so not ours to touch.
-        return None
+    found = SnapshotMarker.parse(description)
+    return found if found is not None and all(value for _, value in found) else None

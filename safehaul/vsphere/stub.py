@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyVmomi import SoapStubAdapter
@@ -13,11 +14,27 @@ from safehaul.errors import BusyError, ConnectionLostError, SafehaulError, Unsup
 from safehaul.vsphere.faults import describe, translate
 from safehaul.vsphere.tls import Trust, connection_class
 
-_PATH: Final = "/sdk"
+DEFAULT_PATH: Final = "/sdk"
 # vimServiceVersions.xml has a few kilobytes; whatever is longer is not one.
 _MAX_VERSIONS_BYTES: Final = 1 << 20
 # Shorter than the keep-alive of vCenter's proxy, so that a mutating call rarely meets a dead connection.
 _IDLE_CONNECTION_S: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a vCenter's SOAP service is."""
+
+    name: str
+    """The vCenter's name in our configuration, for messages."""
+    host: str
+    """Name or address, an IPv6 address without brackets."""
+    port: int
+    path: str = DEFAULT_PATH
+
+    def __str__(self) -> str:
+        """`vCenter lab at 127.0.0.1:8989`."""
+        return f"vCenter {self.name} at {self.host}:{self.port}"
 
 
 class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its classes are Any
@@ -25,9 +42,7 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
 
     def __init__(
         self,
-        name: str,
-        host: str,
-        port: int,
+        endpoint: Endpoint,
         trust: Trust,
         *,
         version: str,
@@ -37,32 +52,30 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
         """Makes a stub; no connection is opened.
 
         Args:
-            name: the vCenter's name in our configuration, for messages.
-            host: address or name, an IPv6 address without brackets.
-            port: TCP port.
+            endpoint: where.
             trust: how its certificate is verified.
             version: pyVmomi's name of the API version to speak.
             timeout_s: for connecting, and for each wait for bytes.
             max_concurrency: calls at the same time; more wait their turn for at most `timeout_s`.
         """
         super().__init__(
-            host=host,
-            port=port,
-            path=_PATH,
+            host=endpoint.host,
+            port=endpoint.port,
+            path=endpoint.path,
             version=version,
             poolSize=max_concurrency,
             sslContext=trust.context(),
             httpConnectionTimeout=timeout_s,
             connectionPoolTimeout=_IDLE_CONNECTION_S,
         )
-        self.scheme = connection_class(trust, f"vCenter {name} at {host}:{port}")
-        self.vcenter_name = name
+        self.scheme = connection_class(trust, str(endpoint))
+        self._vcenter_name = endpoint.name
         self._turn = threading.BoundedSemaphore(max_concurrency)
         self._timeout_s = timeout_s
 
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
         """Calls a method (the name and shape are pyVmomi's). Raises errors of safehaul only."""
-        what = f"{info.wsdlName} on {describe(mo)} (vCenter {self.vcenter_name})"
+        what = f"{info.wsdlName} on {describe(mo)} (vCenter {self._vcenter_name})"
         if not self._turn.acquire(timeout=self._timeout_s):
             raise BusyError(f"{what}: all connections to this vCenter were in use for {self._timeout_s:g} s")
         try:
@@ -75,7 +88,7 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
             self._turn.release()
 
 
-def negotiate_version(name: str, host: str, port: int, trust: Trust, timeout_s: float) -> str:
+def negotiate_version(endpoint: Endpoint, trust: Trust, timeout_s: float) -> str:
     """The newest API version that pyVmomi and the server both speak.
 
     Raises:
@@ -83,12 +96,12 @@ def negotiate_version(name: str, host: str, port: int, trust: Trust, timeout_s: 
         ConfigError: the certificate is not trusted.
         UnsupportedError: no version in common.
     """
-    what = f"asking vCenter {name} at {host}:{port} for its API versions"
-    connection = connection_class(trust, f"vCenter {name} at {host}:{port}")(
-        host, port, timeout=timeout_s, context=trust.context()
+    what = f"asking {endpoint} for its API versions"
+    connection = connection_class(trust, str(endpoint))(
+        endpoint.host, endpoint.port, timeout=timeout_s, context=trust.context()
     )
     try:
-        connection.request("GET", f"{_PATH}/vimServiceVersions.xml")
+        connection.request("GET", f"{endpoint.path}/vimServiceVersions.xml")
         response = connection.getresponse()
         body = response.read(_MAX_VERSIONS_BYTES)
     except SafehaulError:

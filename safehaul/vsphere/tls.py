@@ -36,13 +36,13 @@ class Trust:
     """What makes a vCenter's certificate good. With none of the three: the system's own CA bundle."""
 
     ca_file: Path | None = None
-    thumbprint_sha256: str | None = None
+    thumbprint_sha256: str = ""
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        if sum((self.ca_file is not None, self.thumbprint_sha256 is not None, self.insecure)) > 1:
+        if sum((self.ca_file is not None, bool(self.thumbprint_sha256), self.insecure)) > 1:
             raise ConfigError("give one of ca_file, thumbprint_sha256 and insecure, not several")
-        if self.thumbprint_sha256 is not None and not _SHA256_HEX.match(_plain_hex(self.thumbprint_sha256)):
+        if self.thumbprint_sha256 and not _SHA256_HEX.match(_plain_hex(self.thumbprint_sha256)):
             raise ConfigError(
                 f"thumbprint_sha256 {self.thumbprint_sha256!r} is not SHA-256: give 64 hexadecimal digits, "
                 "colons allowed (40 digits would be SHA-1, which is not accepted)"
@@ -60,7 +60,7 @@ class Trust:
             raise ConfigError(
                 f"ca_file {self.ca_file}: no CA certificate can be read from it: {error}"
             ) from error
-        if self.insecure or self.thumbprint_sha256 is not None:
+        if self.insecure or self.thumbprint_sha256:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
@@ -71,7 +71,7 @@ class Trust:
         Raises:
             ConfigError: another certificate; names both thumbprints.
         """
-        if self.thumbprint_sha256 is None:
+        if not self.thumbprint_sha256:
             return
         seen = sha256_thumbprint(sock.getpeercert(binary_form=True) or b"")
         if not hmac.compare_digest(_plain_hex(seen), _plain_hex(self.thumbprint_sha256)):

@@ -1,0 +1,167 @@
+"""What one VM is now (its debt and its files), and what a snapshot of it froze."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final
+
+from pyVmomi import vim
+
+from safehaul.errors import InvalidInputError, NotFoundError
+from safehaul.messages.hardware import VmHardware
+from safehaul.messages.inventory import VmDisk, VmFile, VmState
+from safehaul.vsphere.client import Session, VCenter
+from safehaul.vsphere.datastores import list_directory
+from safehaul.vsphere.devices import disks, portgroup_keys
+from safehaul.vsphere.faults import moref
+from safehaul.vsphere.hardware import hardware
+from safehaul.vsphere.inventory import method_names
+from safehaul.vsphere.names import parse_datastore_path, unescape
+from safehaul.vsphere.properties import Properties, read_object, read_objects
+from safehaul.vsphere.snapshot_tree import snapshot_nodes
+from safehaul.vsphere.tasks import Heartbeat, no_heartbeat, running_snapshot_tasks_of
+
+_STATE_PATHS: Final = [
+    "name",
+    "snapshot",
+    "layoutEx",
+    "recentTask",
+    "datastore",
+    "disabledMethod",
+    "runtime.powerState",
+    "runtime.connectionState",
+    "runtime.consolidationNeeded",
+    "config.instanceUuid",
+    "config.template",
+    "config.changeVersion",
+    "config.files",
+    "config.hardware.device",
+]
+# A VM's disks may lie in many directories; each costs a task of vCenter.
+_MAX_DIRECTORIES: Final = 200
+
+
+def vm_state(
+    vcenter: VCenter, vm_moref: str, *, list_directories: bool = False, heartbeat: Heartbeat = no_heartbeat
+) -> VmState:
+    """What must be compared before and after a backup (vmware-facts 13).
+
+    Args:
+        vcenter: the session.
+        vm_moref: the VM's.
+        list_directories: also list the directories of .vmx, disks and snapshots; a task of vCenter each.
+        heartbeat: while the listings run.
+
+    Raises:
+        NotFoundError: no such VM.
+    """
+    found = vcenter.read(lambda session: read_object(session, vim.VirtualMachine, vm_moref, _STATE_PATHS))
+    state = _state(found, running_snapshot_tasks_of(vcenter, found.get("recentTask") or []))
+    if not list_directories:
+        return state
+    listed: dict[str, VmFile] = {}
+    for directory in state.directories:
+        files = list_directory(vcenter, directory, among=found.get("datastore") or [], heartbeat=heartbeat)
+        listed.update({each.path: each for each in files})
+    return state.model_copy(update={"listed": sorted(listed.values(), key=lambda file: file.path)})
+
+
+def _state(found: Properties, running_tasks: list[str]) -> VmState:
+    snapshot, files, layout = found.get("snapshot"), found.get("config.files"), found.get("layoutEx")
+    current_disks = disks(found.get("config.hardware.device"))
+    vmx_path = str(files.vmPathName or "") if files else ""
+    snapshot_directory = str(files.snapshotDirectory or "") if files else ""
+    return VmState(
+        moref=found.moref,
+        name=unescape(str(found.get("name", ""))),
+        instance_uuid=str(found.get("config.instanceUuid", "")),
+        template=bool(found.get("config.template", False)),
+        consolidation_needed=bool(found.get("runtime.consolidationNeeded", False)),
+        snapshots=snapshot_nodes(snapshot),
+        current_snapshot_moref=moref(snapshot.currentSnapshot) if snapshot else "",
+        files=[
+            VmFile(path=str(each.name), type=str(each.type or ""), size_bytes=int(each.size or 0))
+            for each in (layout.file if layout else None) or []
+        ],
+        disks=current_disks,
+        power_state=str(found.get("runtime.powerState", "unknown")),
+        connection_state=str(found.get("runtime.connectionState", "unknown")),
+        vmx_path=vmx_path,
+        snapshot_directory=snapshot_directory,
+        change_version=str(found.get("config.changeVersion", "")),
+        running_snapshot_tasks=running_tasks,
+        disabled_methods=method_names(found.get("disabledMethod")),
+        directories=_directories(vmx_path, snapshot_directory, current_disks),
+        recorded_at=dt.datetime.now(dt.UTC).isoformat(),
+    )
+
+
+def _directories(vmx_path: str, snapshot_directory: str, current_disks: list[VmDisk]) -> list[str]:
+    """Every directory in which a snapshot of this VM could leave a file."""
+    paths = [vmx_path, *(path for disk in current_disks for path in (disk.path, *disk.parent_paths))]
+    found = {parse_datastore_path(path).directory for path in paths if path}
+    if snapshot_directory:
+        found.add(str(parse_datastore_path(snapshot_directory)))
+    if len(found) > _MAX_DIRECTORIES:
+        raise InvalidInputError(
+            f"a VM has files in {len(found)} directories, {_MAX_DIRECTORIES} are the limit"
+        )
+    return sorted(found)
+
+
+def snapshot_disks(vcenter: VCenter, snapshot_moref: str) -> list[VmDisk]:
+    """The disks that a snapshot froze, from the snapshot's own configuration: never the VM's.
+
+    Raises:
+        NotFoundError: no such snapshot.
+    """
+    found = vcenter.read(
+        lambda session: read_object(session, vim.vm.Snapshot, snapshot_moref, ["config.hardware.device"])
+    )
+    if found.get("config.hardware.device") is None:
+        reason = found.unreadable.get("config.hardware.device", "vCenter tells none")
+        raise NotFoundError(f"snapshot {snapshot_moref} (vCenter {vcenter.name}): no hardware: {reason}")
+    return disks(found.get("config.hardware.device"))
+
+
+def snapshot_config(vcenter: VCenter, snapshot_moref: str) -> VmHardware:
+    """The whole configuration that a snapshot froze, enough to write a .vmx for a restore.
+
+    Raises:
+        NotFoundError: no such snapshot.
+    """
+    return _config(vcenter, vim.vm.Snapshot, snapshot_moref)
+
+
+def vm_config(vcenter: VCenter, vm_moref: str) -> VmHardware:
+    """The VM's present configuration: for templates, which have no snapshot.
+
+    Raises:
+        NotFoundError: no such VM, or it has no configuration.
+    """
+    return _config(vcenter, vim.VirtualMachine, vm_moref)
+
+
+def _config(vcenter: VCenter, kind: Any, object_moref: str) -> VmHardware:
+    def read(session: Session) -> VmHardware:
+        found = read_object(session, kind, object_moref, ["config"])
+        config = found.get("config")
+        if config is None:
+            reason = found.unreadable.get("config", "vCenter tells none")
+            raise NotFoundError(f"{object_moref} (vCenter {vcenter.name}) has no configuration: {reason}")
+        return hardware(config, _portgroup_names(session, portgroup_keys(config.hardware.device)))
+
+    return vcenter.read(read)
+
+
+def _portgroup_names(session: Session, keys: set[str]) -> dict[str, str]:
+    kind = vim.dvs.DistributedVirtualPortgroup
+    names = {}
+    for key in sorted(keys):
+        try:
+            found = read_objects(session, [session.managed(kind, key)], {kind: ["name"]})
+        except NotFoundError:
+            # The port group was deleted since the snapshot: its key stays in the record.
+            continue
+        names.update({each.moref: unescape(str(each.get("name", ""))) for each in found})
+    return names

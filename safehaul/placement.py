@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from safehaul.errors import InvalidInputError
 from safehaul.messages.base import Message
+from safehaul.messages.inventory import VmRecord
+from safehaul.messages.job import Excluded, NodeAnswer, PlannedVm
 
 VM_OVERHEAD_BYTES = 1 << 30
 """What a VM costs beside its bytes (snapshot, small files, index), as if it were bytes read. Without it a
@@ -88,6 +91,65 @@ class Plan(Message):
     pending: tuple[str, ...] = ()
     """Dynamic only: VMs that wait for a node to run dry, in the group's order."""
     unplaceable: tuple[Unplaceable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Queue:
+    """VMs in the order in which they are given out: to one node (static), or to whichever asks (`node` empty)."""
+
+    node: str
+    vms: list[PlannedVm]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What step 5 makes of the nodes' answers. Every VM is in one queue, or unplaceable with the reason."""
+
+    queues: list[Queue]
+    unplaceable: list[Excluded]
+
+
+def place(
+    records: Sequence[VmRecord], nodes: Sequence[NodeAnswer], nas_datastores: Collection[str], *, static: bool
+) -> Placement:
+    """Step 5: distribute discovered VMs, given in the group's order, to the nodes that were admitted.
+
+    A VM needs a node that reaches all of its datastores among `nas_datastores`; its disks elsewhere are skipped
+    later, with their own reason. Dynamic: one common queue, in which each VM names the nodes that it may go to.
+
+    Raises:
+        InvalidInputError: a node or a VC.GUID is given twice.
+    """
+    wanted = frozenset(nas_datastores)
+    offers, demands = _checked(
+        (_offer(node) for node in nodes), (_demand(record, wanted) for record in records)
+    )
+    reach = _reach(offers, demands)
+    by_guid = {record.vc_guid: record for record in records}
+    planned = {
+        vm.vc_guid: PlannedVm(
+            vc_guid=vm.vc_guid,
+            name=by_guid[vm.vc_guid].name,
+            moref=by_guid[vm.vc_guid].moref,
+            capacity_bytes=vm.capacity_bytes,
+            nodes=reach[vm.exports] if len(reach[vm.exports]) < len(offers) else [],
+        )
+        for vm in demands
+    }
+    if static:
+        plan = place_static(offers, demands)
+        queues = [Queue(item.node, [planned[guid] for guid in item.vc_guids]) for item in plan.nodes]
+        unplaceable = plan.unplaceable
+    else:
+        placeable, unplaceable = _divide(offers, demands, reach)
+        queues = [Queue("", [planned[vm.vc_guid] for vm in placeable])]
+    return Placement(
+        queues=[queue for queue in queues if queue.vms],
+        unplaceable=[
+            Excluded(name=by_guid[item.vc_guid].name, vc_guid=item.vc_guid, reason=item.reason)
+            for item in unplaceable
+        ],
+    )
 
 
 def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
@@ -165,6 +227,22 @@ def next_for(
             if not shared[vm.exports]:
                 return vm
     return reached[0] if reached else None
+
+
+def _offer(answer: NodeAnswer) -> NodeOffer:
+    return NodeOffer(
+        name=answer.node,
+        cores=answer.cores,
+        load=answer.load,
+        free_streams=answer.streams,
+        memory_available_bytes=answer.memory_bytes,
+        reachable_exports=tuple(answer.reachable_datastores),
+    )
+
+
+def _demand(record: VmRecord, nas_datastores: frozenset[str]) -> VmDemand:
+    needed = tuple(sorted(nas_datastores.intersection(record.datastores)))
+    return VmDemand(vc_guid=record.vc_guid, capacity_bytes=record.capacity_bytes, exports=needed)
 
 
 def _checked(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> tuple[list[NodeOffer], list[VmDemand]]:

@@ -39,11 +39,13 @@ remote_path = "/vol/datastore1"                   # as the hosts name the export
 address = "10.30.0.5"                             # what access nodes dial; empty: the first remote host
 path = ""                                         # what they mount there; empty: remote_path
 version = "auto"                                  # "auto" (as the host), "3" or "4.1"
-nfs_port = 0                                      # 0: portmapper (v3) or 2049 (v4.1)
-mount_port = 0                                    # 0: portmapper
+nfs_port = 2049
+mount_port = 635                                  # version 3; leave it out to ask the filer's portmapper
 reserved_port = true                              # most filers demand a source port below 1024 of root
 uid = 0                                           # flat files belong to root and are 0600
 gid = 0
+connect_timeout_s = 15
+operation_timeout_s = 60
 
 [[exports]]
 name = "nas-2"

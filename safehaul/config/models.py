@@ -73,6 +73,13 @@ class CatalogSettings(Section):
     """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name`."""
     password: SecretRef | None = None
 
+    @model_validator(mode="after")
+    def _password_of_a_user(self) -> CatalogSettings:
+        if self.password is not None and not urlsplit(self.url).username:
+            msg = "a password needs the user in the url: postgresql://user@host/database"
+            raise ValueError(msg)
+        return self
+
     @field_validator("url")
     @classmethod
     def _known_database(cls, value: str) -> str:

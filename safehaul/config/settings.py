@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
@@ -29,6 +30,28 @@ class _Named(Protocol):
     @property
     def name(self) -> str: ...
 
+
+def _make_writable(value: object) -> object:
+    """Whatever stands in `restore_exports` is writable; nobody has to say it twice."""
+    return {"writable": True, **value} if isinstance(value, dict) else value
+
+
+def _check_writable(value: ExportDefinition) -> ExportDefinition:
+    if not value.writable:
+        msg = "an export for restores must be writable; one for backups belongs in [[exports]]"
+        raise ValueError(msg)
+    return value
+
+
+def _check_read_only(value: ExportDefinition) -> ExportDefinition:
+    if value.writable:
+        msg = "an export for backups is read only; a writable one belongs in [[restore_exports]]"
+        raise ValueError(msg)
+    return value
+
+
+BackupExport = Annotated[ExportDefinition, AfterValidator(_check_read_only)]
+RestoreExport = Annotated[ExportDefinition, BeforeValidator(_make_writable), AfterValidator(_check_writable)]
 
 _N = TypeVar("_N", bound=_Named)
 
@@ -53,9 +76,9 @@ class Settings(BaseSettings):
     temporal: TemporalSettings = TemporalSettings()
     catalog: CatalogSettings
     vcenters: tuple[VCenter, ...] = Field(min_length=1, max_length=64)
-    exports: tuple[ExportDefinition, ...] = Field(default=(), max_length=1000)
+    exports: tuple[BackupExport, ...] = Field(default=(), max_length=1000)
     """For backup: mounted read only."""
-    restore_exports: tuple[ExportDefinition, ...] = Field(default=(), max_length=1000)
+    restore_exports: tuple[RestoreExport, ...] = Field(default=(), max_length=1000)
     """For restore: writable. Never used to read a backup's source."""
     access_nodes: tuple[AccessNode, ...] = Field(min_length=1, max_length=256)
     media_agents: tuple[MediaAgent, ...] = Field(min_length=1, max_length=256)
@@ -89,6 +112,19 @@ class Settings(BaseSettings):
     def vm_group(self, name: str) -> VmGroup:
         """The VM group of that name; InvalidInputError lists which exist."""
         return _by_name(self.vm_groups, name, "VM group")
+
+    def catalog_url(self) -> str:
+        """The catalogue's SQLAlchemy URL, with the password in it when there is one: never to be logged.
+
+        Raises:
+            ConfigError: the password is not where its reference says.
+        """
+        if self.catalog.password is None:
+            return self.catalog.url
+        parts = urlsplit(self.catalog.url)
+        user, _, place = parts.netloc.rpartition("@")
+        secret = quote(self.catalog.password.resolve().get_secret_value(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{secret}@{place}"))
 
     def access_nodes_of(self, group: VmGroup) -> tuple[AccessNode, ...]:
         """The group's access nodes: those that it names, in its order, or else all."""

@@ -36,17 +36,21 @@ class ExportDefinition(BaseModel):
     path: str = ""
     """Path to mount at `address`; empty: `remote_path`."""
     version: NfsVersion = "auto"
-    nfs_port: int = Field(default=0, ge=0, le=65535)
-    """TCP port of the NFS service; 0: ask the portmapper (v3), or 2049 (v4.1)."""
-    mount_port: int = Field(default=0, ge=0, le=65535)
-    """TCP port of the v3 mount service; 0: ask the portmapper."""
+    nfs_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port of the NFS service; None: 2049."""
+    mount_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port of the v3 mount service; None: ask the filer's portmapper."""
     reserved_port: bool = True
     """Dial from a port below 1024, which most filers demand of a client that acts as root."""
     uid: int = Field(default=0, ge=0, le=_UID_MAX)
     """AUTH_SYS user; flat files on a datastore belong to root and are 0600."""
     gid: int = Field(default=0, ge=0, le=_UID_MAX)
-    mounted_at: str = ""
-    """Absolute directory where the node's kernel has the export mounted; empty: the built-in NFS client."""
+    mounted_at: str | None = None
+    """Absolute directory where the node's kernel has the export mounted; None: the built-in NFS client."""
+    writable: bool = False
+    """True for restores only, and for each of them: the configuration sets it in `restore_exports`."""
+    connect_timeout_s: float = Field(default=15.0, gt=0, le=600)
+    operation_timeout_s: float = Field(default=60.0, gt=0, le=3600)
 
     @field_validator("version", mode="before")
     @classmethod
@@ -70,7 +74,7 @@ class ExportDefinition(BaseModel):
 
     @field_validator("remote_path", "path", "mounted_at")
     @classmethod
-    def _path_is_absolute(cls, value: str) -> str:
+    def _path_is_absolute(cls, value: str | None) -> str | None:
         """Absolute, without `..` and control characters.
 
         NFS v4.1 datastores and some filers name an export without a leading slash only in old documents; ESXi
@@ -97,14 +101,24 @@ class ExportDefinition(BaseModel):
         return self
 
     @property
-    def dial_address(self) -> str:
+    def effective_address(self) -> str:
         """The host that the access node dials."""
         return self.address or self.remote_hosts[0]
 
     @property
-    def dial_path(self) -> str:
+    def effective_path(self) -> str:
         """The path that the access node mounts."""
         return self.path or self.remote_path
+
+    def __str__(self) -> str:
+        """The export for messages: name, place, version, identity, port."""
+        if self.mounted_at is not None:
+            return f"export {self.name!r} (mounted at {self.mounted_at})"
+        port = "a reserved port" if self.reserved_port else "an unreserved port"
+        return (
+            f"export {self.name!r} ({self.effective_address}:{self.effective_path}, NFS version {self.version}, "
+            f"as uid {self.uid} from {port})"
+        )
 
 
 def _check_host(value: str) -> None:

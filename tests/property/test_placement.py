@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safehaul.errors import InvalidInputError
-from safehaul.placement import NodeOffer, Plan, VmDemand, next_for, place_dynamic_start, place_static
+from safehaul.messages.inventory import VmDisk, VmRecord
+from safehaul.messages.job import NodeAnswer
+from safehaul.placement import NodeOffer, Plan, VmDemand, next_for, place, place_dynamic_start, place_static
 
 _EXPORTS = ("nas-1", "nas-2", "nas-3")
 _export_sets = st.sets(st.sampled_from(_EXPORTS)).map(lambda names: tuple(sorted(names)))
@@ -163,6 +165,36 @@ def test_a_vm_or_node_given_twice_is_refused() -> None:
         place_static([_node("a")], [vm, vm])
     with pytest.raises(InvalidInputError, match="access node 'a'"):
         place_dynamic_start([_node("a"), _node("a")], [vm])
+
+
+def _record(name: str, *datastores: str) -> VmRecord:
+    disk = VmDisk(key=2000, label="", capacity_bytes=2**30, path="[d] x.vmdk")
+    return VmRecord(
+        vc_guid=f"guid-{name}", vcenter="v", moref=name, name=name, datastores=list(datastores), disks=[disk]
+    )
+
+
+def _answer(node: str, *datastores: str) -> NodeAnswer:
+    return NodeAnswer(
+        node=node, version="1", cores=2, load=0, memory_bytes=2**32, streams=2,
+        reachable_datastores=list(datastores),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_step_5_needs_only_nas_datastores_and_says_who_may_take_a_vm(*, static: bool) -> None:
+    records = [
+        _record("a", "nas-1", "local"),
+        _record("b", "nas-2"),
+        _record("c", "local"),
+        _record("d", "nas-9"),
+    ]
+    nodes = [_answer("one", "nas-1"), _answer("two", "nas-1", "nas-2")]
+    placed = place(records, nodes, {"nas-1", "nas-2", "nas-9"}, static=static)
+    vms = {vm.name: (queue.node, vm.nodes) for queue in placed.queues for vm in queue.vms}
+    assert {name: nodes for name, (_, nodes) in vms.items()} == {"a": [], "b": ["two"], "c": []}
+    assert vms["b"][0] == ("two" if static else "")
+    assert [(item.name, "nas-9" in item.reason) for item in placed.unplaceable] == [("d", True)]
 
 
 def test_ten_thousand_vms_are_planned_in_seconds() -> None:

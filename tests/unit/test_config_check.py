@@ -42,6 +42,11 @@ def test_the_documented_example_is_valid_and_means_what_it_says(example: Path) -
     assert settings.access_node("node-2").streams is None
     assert settings.media_agent("vault").repository_path == "/srv/safehaul/repository"
     assert settings.temporal.tls.enabled
+    assert [export.writable for export in (*settings.exports, *settings.restore_exports)] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_example_shows_every_key_of_a_vm_group() -> None:
@@ -85,6 +90,8 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ("https://vcenter", "http://vcenter", ".url", "https://"),
         ("sqlite:////var", "sqlite:///var", "catalog.url", "absolute"),
         ("sqlite:////var/lib", "postgresql://u:S3cret!@db/lib", "catalog.url", "password"),
+        ("# password = { file", "password = { file", "catalog", "needs the user"),
+        ("gid = 0", "gid = 0\nwritable = true", '"nas-1"]', "restore_exports"),
         ("tls = true", "tls = false", "temporal", "in clear"),
         ('name = "nas-2"', 'name = "NAS.2"', ".name", "a-z"),
         ("file:///srv", "s3://srv", ".repository", "file://"),
@@ -111,6 +118,19 @@ def test_a_wrong_value_is_named_with_what_would_be_right(
     with pytest.raises(ConfigError) as failure:
         load(example)
     assert "S3cret!" not in f"{failure.value!r} {failure.value.__cause__!r} {problems}"
+
+
+def test_the_catalogue_gets_its_password_only_when_it_is_opened(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFEHAUL_CATALOG__URL", "postgresql://safehaul@db:5432/catalog?sslmode=require")
+    monkeypatch.setenv("SAFEHAUL_CATALOG__PASSWORD__ENV", "CATALOG_PASSWORD")
+    settings = load(example)
+    with pytest.raises(ConfigError, match="CATALOG_PASSWORD is missing"):
+        settings.catalog_url()
+    monkeypatch.setenv("CATALOG_PASSWORD", "a/b@c")
+    assert settings.catalog_url() == "postgresql://safehaul:a%2Fb%40c@db:5432/catalog?sslmode=require"
+    assert "a/b@c" not in repr(settings)
 
 
 def test_a_syntax_error_names_the_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pyVmomi import vim, vmodl
 
-from safehaul.errors import BusyError, SafehaulError
+from safehaul.errors import BusyError, PermissionRefusedError, SafehaulError
 from safehaul.vsphere.client import Session
 from safehaul.vsphere.faults import UnreadableAnswerError, describe, fault_text, moref
 
@@ -44,6 +44,19 @@ class Properties:
     def get(self, path: str, default: Any = None) -> Any:
         """The value, or the default when it is unset or unreadable."""
         return self.values.get(path, default)
+
+    def require(self, *paths: str) -> None:
+        """Makes sure that each of these is known, set or unset.
+
+        Raises:
+            PermissionRefusedError: one could not be read; names it and the reason.
+        """
+        for path in paths:
+            if path in self.unreadable:
+                raise PermissionRefusedError(
+                    f"{path} of {self.kind} {self.moref} cannot be read: {self.unreadable[path]}: "
+                    "give the account System.Read on it"
+                )
 
 
 def read_object(session: Session, kind: Any, object_moref: str, paths: Sequence[str]) -> Properties:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any, Final
 
 from pyVmomi import vim
@@ -42,7 +44,12 @@ _MAX_DIRECTORIES: Final = 200
 
 
 def vm_state(
-    vcenter: VCenter, vm_moref: str, *, list_directories: bool = False, heartbeat: Heartbeat = no_heartbeat
+    vcenter: VCenter,
+    vm_moref: str,
+    *,
+    list_directories: bool = False,
+    also_list: Sequence[str] = (),
+    heartbeat: Heartbeat = no_heartbeat,
 ) -> VmState:
     """What must be compared before and after a backup (vmware-facts 13).
 
@@ -50,12 +57,14 @@ def vm_state(
         vcenter: the session.
         vm_moref: the VM's.
         list_directories: also list the directories of .vmx, disks and snapshots; a task of vCenter each.
+        also_list: further directories, such as those of an earlier state; one that is gone holds nothing.
         heartbeat: while the listings run.
 
     Raises:
         NotFoundError: no such VM.
     """
     found = vcenter.read(lambda session: read_object(session, vim.VirtualMachine, vm_moref, _STATE_PATHS))
+    found.require("snapshot", "runtime.consolidationNeeded", "config.hardware.device")
     state = _state(found, running_snapshot_tasks_of(vcenter, found.get("recentTask") or []))
     if not list_directories:
         return state
@@ -63,6 +72,11 @@ def vm_state(
     for directory in state.directories:
         files = list_directory(vcenter, directory, among=found.get("datastore") or [], heartbeat=heartbeat)
         listed.update({each.path: each for each in files})
+    for directory in sorted(set(also_list) - set(state.directories)):
+        # The VM may have left its datastore meanwhile, so the whole inventory is searched.
+        with contextlib.suppress(NotFoundError):
+            files = list_directory(vcenter, directory, heartbeat=heartbeat)
+            listed.update({each.path: each for each in files})
     return state.model_copy(update={"listed": sorted(listed.values(), key=lambda file: file.path)})
 
 

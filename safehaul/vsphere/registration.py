@@ -1,0 +1,265 @@
+"""A restored VM enters vCenter: registration, and the few changes of a VM that a restore needs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pyVmomi import vim
+
+from safehaul.errors import (
+    AlreadyExistsError,
+    ConnectionLostError,
+    InvalidInputError,
+    NotFoundError,
+    SessionLostError,
+)
+from safehaul.vsphere.client import Session, VCenter
+from safehaul.vsphere.faults import moref
+from safehaul.vsphere.names import escape, parse_datastore_path, path_component, unescape
+from safehaul.vsphere.properties import Properties, read_object, walk
+from safehaul.vsphere.tasks import DEFAULT_TIMEOUT_S, Heartbeat, no_heartbeat, wait
+
+# vSphere's limit on a VM's name.
+_MAX_NAME_CHARS: Final = 80
+
+_PLACE_PATHS: Final[dict[Any, list[str]]] = {
+    vim.Datacenter: ["name", "vmFolder", "hostFolder", "datastore"],
+    vim.Folder: ["name", "parent"],
+    vim.ComputeResource: ["name", "parent", "resourcePool", "datastore"],
+    vim.Datastore: ["name"],
+}
+
+
+class Place:
+    """Where a VM will stand: a folder and a resource pool of one datacentre."""
+
+    def __init__(self, folder: str, pool: str, datacenter: str) -> None:
+        """Takes morefs, and the datacentre's name."""
+        self.folder = folder
+        self.pool = pool
+        self.datacenter = datacenter
+
+
+def find_place(
+    vcenter: VCenter, datastore: str, *, folder: str = "", cluster: str = "", datacenter: str = ""
+) -> Place:
+    """Chooses folder and resource pool for a VM on a datastore.
+
+    Args:
+        vcenter: the session.
+        datastore: its name; decides the datacentre unless that is named.
+        folder: path below the datacentre's `vm` folder, as `VmRecord.folder` has it; empty for that folder itself.
+        cluster: of a cluster or lone host; by default the first by name that mounts the datastore.
+        datacenter: needed when several datacentres have a datastore of this name.
+
+    Raises:
+        NotFoundError: there is no such datacentre, datastore, folder or cluster.
+        InvalidInputError: several datacentres fit.
+    """
+    objects = {each.moref: each for each in vcenter.read(lambda session: list(walk(session, _PLACE_PATHS)))}
+    names = {found: unescape(str(each.get("name", ""))) for found, each in objects.items()}
+    centre, store = _datacenter(vcenter, objects, names, datastore, datacenter)
+    parent = moref(centre.get("vmFolder"))
+    for component in [each for each in folder.split("/") if each]:
+        parent = _child_folder(objects, parent, component, folder)
+    pools = [
+        each
+        for each in sorted(objects.values(), key=lambda each: names[each.moref])
+        if each.kind in {"ClusterComputeResource", "ComputeResource"}
+        and _below(objects, each, moref(centre.get("hostFolder")))
+        and store in {moref(mounted) for mounted in each.get("datastore") or []}
+        and cluster in {"", names[each.moref]}
+    ]
+    if not pools:
+        wanted = f"cluster {cluster!r}" if cluster else "a cluster or host"
+        raise NotFoundError(f"datacentre {names[centre.moref]!r} has not {wanted} that mounts {datastore!r}")
+    return Place(parent, moref(pools[0].get("resourcePool")), names[centre.moref])
+
+
+def _datacenter(
+    vcenter: VCenter, objects: dict[str, Properties], names: dict[str, str], datastore: str, datacenter: str
+) -> tuple[Properties, str]:
+    """The datacentre that has the datastore, and the datastore's moref."""
+    fitting = [
+        (each, store)
+        for each in objects.values()
+        if each.kind == "Datacenter" and datacenter in {"", names[each.moref]}
+        for store in (moref(mounted) for mounted in each.get("datastore") or [])
+        if names.get(store) == datastore
+    ]
+    if not fitting:
+        where = f"datacentre {datacenter!r} of " if datacenter else ""
+        raise NotFoundError(f"{where}vCenter {vcenter.name} has no datastore {datastore!r}")
+    if len(fitting) > 1:
+        choices = ", ".join(sorted(names[each.moref] for each, _ in fitting))
+        raise InvalidInputError(f"datastore {datastore!r} is in several datacentres ({choices}): name one")
+    return fitting[0]
+
+
+def _child_folder(objects: dict[str, Properties], parent: str, component: str, path: str) -> str:
+    for each in objects.values():
+        same = path_component(str(each.get("name", ""))) == component
+        if each.kind == "Folder" and same and moref(each.get("parent")) == parent:
+            return each.moref
+    raise NotFoundError(f"there is no folder {component!r} of path {path!r} below the datacentre's VM folder")
+
+
+def _below(objects: dict[str, Properties], found: Properties, top: str) -> bool:
+    above: Properties | None = found
+    for _ in range(200):
+        if above is None:
+            return False
+        parent = moref(above.get("parent"))
+        if parent == top:
+            return True
+        above = objects.get(parent)
+    return False
+
+
+def register(
+    vcenter: VCenter,
+    place: Place,
+    vmx_path: str,
+    name: str,
+    heartbeat: Heartbeat = no_heartbeat,
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> str:
+    """Registers the VM of a .vmx, powered off, and returns its moref.
+
+    When the answer is lost, the VM of that .vmx and name is looked for: then it is the one that this call made.
+
+    Args:
+        vcenter: the session.
+        place: from `find_place`.
+        vmx_path: datastore path of the .vmx.
+        name: unescaped, at most 80 characters.
+        heartbeat: told the task's progress.
+        timeout_s: for the task.
+
+    Raises:
+        AlreadyExistsError: the folder has a VM of this name, or the .vmx is registered already. Nothing is changed.
+        InvalidInputError: not a datastore path or not a name.
+    """
+    path = str(parse_datastore_path(vmx_path))
+    if not 1 <= len(name) <= _MAX_NAME_CHARS or not name.isprintable():
+        raise InvalidInputError(f"VM name {name[:100]!r}: 1 to {_MAX_NAME_CHARS} printable characters")
+    _refuse_existing(vcenter, place, path, name)
+    try:
+        task = vcenter.mutate(
+            lambda session: session.managed(vim.Folder, place.folder).RegisterVM_Task(
+                path=path,
+                name=escape(name),
+                asTemplate=False,
+                pool=session.managed(vim.ResourcePool, place.pool),
+            )
+        )
+        return moref(wait(vcenter, moref(task), heartbeat, timeout_s=timeout_s))
+    except (ConnectionLostError, SessionLostError):
+        found = find_registered(vcenter, path)
+        if found is None or found[1] != name:
+            raise
+        return found[0]
+
+
+def find_registered(vcenter: VCenter, vmx_path: str) -> tuple[str, str] | None:
+    """Moref and name of the VM that is registered from a .vmx, or None."""
+    path = str(parse_datastore_path(vmx_path))
+    for each in _registered(vcenter):
+        if str(each.get("summary.config.vmPathName", "")) == path:
+            return each.moref, unescape(str(each.get("name", "")))
+    return None
+
+
+def _registered(vcenter: VCenter) -> list[Properties]:
+    # The path of the summary is known for an inaccessible VM too, that of `config` is not.
+    paths = {vim.VirtualMachine: ["name", "parent", "summary.config.vmPathName"]}
+    return vcenter.read(lambda session: list(walk(session, paths)))
+
+
+def _refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> None:
+    for each in _registered(vcenter):
+        other = unescape(str(each.get("name", "")))
+        if str(each.get("summary.config.vmPathName", "")) == path:
+            raise AlreadyExistsError(
+                f"{path} is registered already, as {other!r} ({each.moref}): unregister it"
+            )
+        # vCenter compares names without case.
+        if moref(each.get("parent")) == place.folder and other.casefold() == name.casefold():
+            raise AlreadyExistsError(
+                f"the folder has a VM {other!r} ({each.moref}) already: choose another name"
+            )
+
+
+def unregister(vcenter: VCenter, vm_moref: str) -> None:
+    """Takes a VM out of the inventory; its files stay. A VM that is gone already is no error.
+
+    Raises:
+        BusyError: it is powered on.
+    """
+    try:
+        vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm_moref).UnregisterVM())
+    except NotFoundError:
+        return
+
+
+def power_off(vcenter: VCenter, vm_moref: str, heartbeat: Heartbeat = no_heartbeat) -> None:
+    """Powers a VM off, hard. A VM that is off already is no error.
+
+    Raises:
+        NotFoundError: no such VM.
+    """
+
+    def state(session: Session) -> Any:
+        return read_object(session, vim.VirtualMachine, vm_moref, ["runtime.powerState"]).get(
+            "runtime.powerState"
+        )
+
+    if vcenter.read(state) == "poweredOff":
+        return
+    task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm_moref).PowerOffVM_Task())
+    wait(vcenter, moref(task), heartbeat)
+
+
+def reconfigure_add_disk(
+    vcenter: VCenter,
+    vm_moref: str,
+    disk_path: str,
+    *,
+    controller_key: int,
+    unit_number: int,
+    heartbeat: Heartbeat = no_heartbeat,
+) -> None:
+    """Attaches an existing disk to a VM. Attached already at that place, it is no error.
+
+    Args:
+        vcenter: the session.
+        vm_moref: the VM's.
+        disk_path: datastore path of the descriptor.
+        controller_key: device key of the VM's controller.
+        unit_number: place on that controller.
+        heartbeat: told the task's progress.
+
+    Raises:
+        AlreadyExistsError: another device is at that place.
+        NotFoundError: no such VM.
+    """
+    path = str(parse_datastore_path(disk_path))
+    device_path = "config.hardware.device"
+    found = vcenter.read(lambda session: read_object(session, vim.VirtualMachine, vm_moref, [device_path]))
+    for device in found.get(device_path) or []:
+        if device.controllerKey == controller_key and device.unitNumber == unit_number:
+            if getattr(device.backing, "fileName", None) == path:
+                return
+            raise AlreadyExistsError(f"{vm_moref} has another device at {controller_key}:{unit_number}")
+    disk = vim.vm.device.VirtualDisk(
+        key=-1,
+        controllerKey=controller_key,
+        unitNumber=unit_number,
+        capacityInKB=0,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName=path, diskMode="persistent"),
+    )
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", device=disk)
+    spec = vim.vm.ConfigSpec(deviceChange=[change])
+    task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm_moref).ReconfigVM_Task(spec))
+    wait(vcenter, moref(task), heartbeat)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from lab.esx.cowd import CowdExtent
 from lab.esx.objects import SECTOR_BYTES, Disk
@@ -67,7 +68,7 @@ class ChainReader:
             self.close()
             raise
 
-    def __enter__(self) -> ChainReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

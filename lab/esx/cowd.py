@@ -86,7 +86,7 @@ class CowdExtent:
         if version != 1 or grain != 1 or tables != -(-capacity // TABLE_ENTRIES):
             message = f"{self.path}: version {version}, grain {grain}, {tables} tables: not supported"
             raise CowdError(message)
-        self.capacity_sectors = capacity
+        self.capacity_sectors: int = capacity
         self._directory_sector = directory
         self._directory = _u32(os.pread(self._handle, tables * 4, directory * SECTOR_BYTES))
         if len(self._directory) != tables:
@@ -95,7 +95,7 @@ class CowdExtent:
         self._tables: dict[int, array[int]] = {}
         size = os.fstat(self._handle).st_size
         # After a kill the header may lag behind the file; what lies beyond it is unused or referenced.
-        self._free = max(free, -(-size // SECTOR_BYTES))
+        self._free: int = max(free, -(-size // SECTOR_BYTES))
 
     def close(self) -> None:
         """Store the next free sector and close. Idempotent."""
@@ -188,6 +188,16 @@ class CowdExtent:
                     done += length
             sector += count
 
+    def read_grains(self, place: int, count: int) -> bytes:
+        """`count` sectors of the file from sector `place`, as `runs` told. Errors: CowdError when it ends
+        before.
+        """
+        data = os.pread(self._handle, count * SECTOR_BYTES, place * SECTOR_BYTES)
+        if len(data) != count * SECTOR_BYTES:
+            message = f"{self.path} ends before its grain at sector {place}"
+            raise CowdError(message)
+        return data
+
     def overlay(self, buffer: bytearray, offset_bytes: int) -> None:
         """Put what this extent holds over `buffer`, which shows the disk from `offset_bytes` (sector-
         aligned).
@@ -195,10 +205,7 @@ class CowdExtent:
         first = offset_bytes // SECTOR_BYTES
         for sector, count, place in self.runs(first, first + len(buffer) // SECTOR_BYTES):
             start = (sector - first) * SECTOR_BYTES
-            data = os.pread(self._handle, count * SECTOR_BYTES, place * SECTOR_BYTES)
-            if len(data) != count * SECTOR_BYTES:
-                message = f"{self.path} ends before the grain of sector {sector}"
-                raise CowdError(message)
+            data = self.read_grains(place, count)
             buffer[start : start + len(data)] = data
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lab.guests.pattern import GuestDisk
+
 SECTOR_BYTES = 512
 
 
@@ -22,6 +24,7 @@ class Model(BaseModel):
 
 
 PowerState = Literal["poweredOn", "poweredOff", "suspended"]
+ConnectionState = Literal["connected", "disconnected", "orphaned", "inaccessible", "invalid"]
 DiskMode = Literal["persistent", "independent_persistent", "independent_nonpersistent"]
 
 
@@ -127,6 +130,8 @@ class Disk(Model):
     chain: list[Backing]
     content: str = "pattern"
     content_fallback: str | None = None
+    # Index among the guest's disks (lab.guests.pattern); None when no guest writes to it.
+    guest: int | None = None
 
     @property
     def takes_snapshots(self) -> bool:
@@ -144,7 +149,7 @@ class Controller(Model):
 
 
 class Nic(Model):
-    """A network card."""
+    """A network card; `network` is a port group's moref."""
 
     key: int
     label: str
@@ -261,6 +266,7 @@ class Vm(Model):
     layout: Layout = Field(default_factory=Layout)
     guest_rate: int = 0
     guest_seed: int = 0
+    guest_disks: list[GuestDisk] = Field(default_factory=list)
     guest_generation: int = 0
     guest_sequence: int = 0
     frozen_files: list[FrozenFile] = Field(default_factory=list)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from lab.esx.api import DiskMode, Model, PowerState, Settings
-from lab.esx.objects import SECTOR_BYTES
+from lab.esx.objects import SECTOR_BYTES, ConnectionState
 
 
 class DatastoreSpec(Model):
@@ -63,14 +63,20 @@ class VmSpec(Model):
     datastore: str
     directory: str | None = None
     power_state: PowerState = "poweredOn"
-    connection_state: Literal["connected", "disconnected", "orphaned", "inaccessible", "invalid"] =
-    "connected" hardware_version: str = "vmx-19" guest_id: str = "otherLinux64Guest" template: bool = False
-    annotation: str = "" change_tracking: bool = False bus_sharing: Literal["noSharing", "virtualSharing",
-    "physicalSharing"] = "noSharing" instance_uuid: str | None = None extra_config: dict[str, str] =
-    Field(default_factory=dict) disabled_methods: list[str] = Field(default_factory=list) disks:
-    list[DiskSpec] = Field(default_factory=list) snapshots: list[SnapshotSpec] = Field(default_factory=list)
-    guest_rate: int = Field(default=0, ge=0, le=2000) writes_before: int = Field(default=300, ge=0,
-    le=100_000)
+    connection_state: ConnectionState = "connected"
+    hardware_version: str = "vmx-19"
+    guest_id: str = "otherLinux64Guest"
+    template: bool = False
+    annotation: str = ""
+    change_tracking: bool = False
+    bus_sharing: Literal["noSharing", "virtualSharing", "physicalSharing"] = "noSharing"
+    instance_uuid: str | None = None
+    extra_config: dict[str, str] = Field(default_factory=dict)
+    disabled_methods: list[str] = Field(default_factory=list)
+    disks: list[DiskSpec] = Field(default_factory=list)
+    snapshots: list[SnapshotSpec] = Field(default_factory=list)
+    guest_rate: int = Field(default=0, ge=0, le=2000)
+    writes_before: int = Field(default=300, ge=0, le=100_000)
 
 
 class UserSpec(Model):

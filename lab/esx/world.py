@@ -128,13 +128,13 @@ class World:
         """The local file of a datastore path. Errors: HostError InvalidDatastorePath."""
         return paths.resolve(self.datastores_dir, path)
 
-    def vm(self, reference: str) -> Vm:
+    def vm(self, vm: str) -> Vm:
         """A VM by moref or name. Errors: HostError ManagedObjectNotFound."""
-        found = self.vms.get(reference)
+        found = self.vms.get(vm)
         if found is None:
-            found = next((vm for vm in list(self.vms.values()) if vm.name == reference), None)
+            found = next((other for other in list(self.vms.values()) if other.name == vm), None)
         if found is None:
-            raise paths.HostError("ManagedObjectNotFound", f"no VM {reference!r}", obj=reference)
+            raise paths.HostError("ManagedObjectNotFound", f"no VM {vm!r}", obj=vm)
         return found
 
     def vm_of_snapshot(self, snapshot: str) -> Vm:
@@ -233,6 +233,16 @@ class World:
         with self._change():
             self.vms.pop(moref, None)
             self.store.delete("vm", [moref])
+
+    def put_guest_sequence(self, moref: str, sequence: int) -> None:
+        """Remember how far a guest has come; not a change of the state."""
+        with self.changes:
+            self.store.put("guest", moref, str(sequence))
+
+    def guest_sequence(self, moref: str) -> int:
+        """How far a guest had come when it was remembered last."""
+        with self.changes:
+            return int(self.store.get("guest", moref) or "0")
 
     def put_task(self, task: Task) -> None:
         """Swap in a new or changed task; finished ones beyond 1,000 are forgotten, oldest first."""

@@ -47,7 +47,7 @@ class Report:
         return bool(self.disks) and not self.problems
 
     def require(self, sequence: int | None = None) -> None:
-        """Raise NotOnePointInTimeError unless consistent and, if given, at exactly write number `sequence`."""
+        """Raise NotOnePointInTimeError unless consistent and, if given, exactly at write `sequence`."""
         if not self.disks:
             raise NotOnePointInTimeError("no image holds a lab guest's superblock")
         if self.problems:
@@ -73,7 +73,7 @@ class _Image:
 
 
 def check_point_in_time(disk_files: list[Path]) -> Report:
-    """Check raw images of one VM's disks, in any order, against each other. Errors: OSError when unreadable."""
+    """Check raw images of one VM's disks, in any order, against each other. Errors: OSError."""
     report = Report()
     supers = {path: find_superblock(path) for path in disk_files}
     report.unchecked = [path for path, found in supers.items() if found is None]

@@ -47,7 +47,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def _make_fills() -> list[tuple[bytes, ...]]:
-    """32 fills of eight pieces; half of them noise, half text-like, so that compression has something to do."""
+    """32 fills of eight pieces: half noise, half text, so that compression has something to do."""
     noise = random.Random(20_240_229)
     fills = []
     for number in range(_FILL_COUNT):
@@ -84,7 +84,7 @@ def make_block(*, disk: int, generation: int, block: int, sequence: int, seed: i
 
 
 def read_tag(data: bytes) -> Tag | None:
-    """The tag of a pattern block that is whole; None when it is no pattern block, or a mixed or damaged one."""
+    """The tag of a whole pattern block; None when it is none, or a mixed or damaged one."""
     if data[:4] != _MAGIC:
         return None
     _, disk, generation, block, sequence, seed, fill = _TAG.unpack_from(data)
@@ -98,7 +98,7 @@ def tail_bytes(length_bytes: int) -> bytes:
 
 
 class Run(BaseModel):
-    """`count` blocks: start, start + stride, start + 2 × stride, …"""  # noqa: D415 - ends with an ellipsis
+    """`count` blocks: the first at `start`, the others each `stride` after the one before."""
 
     start: int = Field(ge=0)
     count: int = Field(ge=0)
@@ -193,7 +193,7 @@ class Plan:
         return self.places[(step * index + offset) % len(self.places)]
 
     def last_write(self, disk: int, block: int, sequence: int) -> int:
-        """The number of the last write to a block among the first `sequence` writes; 0 when there was none."""
+        """The last write to a block among the first `sequence` writes; 0 when there was none."""
         place = self.place_of.get((disk, block))
         if place is None or sequence < 1:
             return 0

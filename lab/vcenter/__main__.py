@@ -1,7 +1,7 @@
 """The lab's vCenter: `python -m lab.vcenter --esx http://127.0.0.1:N --port M --state DIR`.
 
-It prints one line of JSON when it serves: `{"url", "thumbprint", "certificate", "pid"}`, and ends at SIGTERM or
-SIGINT. Everything true lives in the hosts' process (`python -m lab.esx`): killing this one loses sessions,
+It prints one line of JSON when it serves: `{"url", "thumbprint", "certificate", "pid"}`, and ends at SIGTERM
+or SIGINT. Everything true lives in the hosts' process (`python -m lab.esx`): killing this one loses sessions,
 views and filters only, as the restart of a real vCenter does.
 """
 

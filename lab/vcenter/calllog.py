@@ -11,7 +11,7 @@ from typing import IO
 
 
 class CallLog:
-    """Appends `{"at", "method", "target", "user", "fault", "ms"}` per call; never arguments, which hold secrets.
+    """Appends `{"at", "method", "target", "user", "fault", "ms"}` per call; no arguments: they hold secrets.
 
     Also keeps the number of calls per method in memory (`counts`).
     """
@@ -22,7 +22,7 @@ class CallLog:
         self._file: IO[str] | None = path.open("a", buffering=1, encoding="utf-8") if path else None
 
     def record(
-        self, method: str, target: str, user: str, fault: str, started: float, detail: str = ""
+        self, method: str, target: str, *, user: str, fault: str, started: float, detail: str = ""
     ) -> None:
         """Log one call that began at `started` (`time.monotonic()`)."""
         line = {

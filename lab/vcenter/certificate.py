@@ -20,7 +20,7 @@ _VALIDITY_DAYS = 825  # the longest that common TLS clients accept
 
 @dataclass(frozen=True)
 class Certificate:
-    """Where certificate and key lie (PEM), and the SHA-256 of the DER form, in lower-case hex without colons."""
+    """Where certificate and key lie (PEM), and the SHA-256 of the DER form (lower-case hex, no colons)."""
 
     certificate_path: Path
     key_path: Path

@@ -108,8 +108,8 @@ def _traverse(start: Any, lookup: Lookup) -> Iterable[Node]:
             if mark in seen:
                 continue
             seen.add(mark)
-            for target in _references(node, traversal.path):
-                pending.append((target, bool(traversal.skip), traversal.selectSet))
+            below = _references(node, traversal.path)
+            pending.extend((target, bool(traversal.skip), traversal.selectSet) for target in below)
 
 
 def _references(node: Node, path: str) -> list[Any]:

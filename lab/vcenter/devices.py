@@ -1,4 +1,4 @@
-"""Virtual hardware as `config.hardware.device` tells it: controllers, disks with their chains, network cards."""
+"""Virtual hardware as `config.hardware.device` tells it: controllers, disks with chains, network cards."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from pyVmomi import VmomiSupport, vmodl
 
 from lab.esx.client import HostFault, HostUnreachableError
 from lab.vcenter.faults import fault_named, invalid_argument, not_authenticated, not_supported
+from lab.vcenter.reflect import moid_of
 from lab.vcenter.scope import Scope, VCenter
+from lab.vcenter.service import PROPERTY_COLLECTOR, SERVICE_INSTANCE, SESSION_MANAGER
 from lab.vcenter.sessions import Session
 from lab.vcenter.soap import Call
 
@@ -99,7 +101,7 @@ def invoke(registry: Registry, invocation: Invocation) -> Any:
     """
     call = invocation.call
     method = registry.methods.get(call.method)
-    if invocation.session is None and not (method and method.anonymous):
+    if invocation.session is None and not (method and method.anonymous and _is_public(call.target)):
         raise not_authenticated(call.target)
     if method is None:
         raise not_supported(call.method)
@@ -118,6 +120,13 @@ def invoke(registry: Registry, invocation: Invocation) -> Any:
         raise fault_named(fault.type, fault.message, fault.fields) from refusal
     except HostUnreachableError as error:
         raise vmodl.fault.HostNotReachable(msg="The host could not be reached.") from error
+
+
+def _is_public(target: Any) -> bool:
+    """Whether a caller without a session may address the object at all."""
+    return moid_of(target) in {
+        moid_of(each) for each in (SERVICE_INSTANCE, SESSION_MANAGER, PROPERTY_COLLECTOR)
+    }
 
 
 def _check_arguments(call: Call) -> None:

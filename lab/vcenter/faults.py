@@ -7,8 +7,15 @@ from typing import Any
 
 from pyVmomi import VmomiSupport, vim, vmodl
 
-from lab.vcenter.reflect import moid_of, properties_of
+from lab.vcenter.reflect import moid_of, properties_of, property_info
 
+_KINDS = {
+    "vm": vim.VirtualMachine,
+    "snapshot": vim.vm.Snapshot,
+    "task": vim.Task,
+    "host": vim.HostSystem,
+    "datastore": vim.Datastore,
+}
 _NAMESPACES = ("vim.fault", "vmodl.fault", "vmodl.query", "vmodl")
 
 
@@ -24,9 +31,10 @@ def fault_named(name: str, message: str = "", fields: Mapping[str, Any] | None =
     fault = fault_type()
     for key, value in (fields or {}).items():
         try:
-            setattr(fault, key, value)
-        except (AttributeError, TypeError):
-            continue  # not a field of this fault
+            declared = property_info(fault_type, key).type
+            setattr(fault, key, _converted(value, declared))
+        except (AttributeError, TypeError, ValueError):
+            continue  # not a field of this fault, or not a value of its type
     fault.msg = message or _default_message(name)
     return _with_required(fault)
 
@@ -86,13 +94,29 @@ def _default_message(name: str) -> str:
     return f"The operation failed: {name}."
 
 
+def _converted(value: Any, declared: Any) -> Any:
+    """The hosts give every field as text; the fault wants its own types."""
+    if not isinstance(value, str) or issubclass(declared, str):
+        return value
+    if issubclass(declared, VmomiSupport.ManagedObject):
+        return _reference(value, declared)
+    return value.lower() == "true" if declared is bool else declared(value)
+
+
+def _reference(moid: str, declared: Any) -> Any:
+    """A reference of the declared kind; where that is abstract, the kind that the moid's prefix tells."""
+    if declared not in (VmomiSupport.ManagedObject, vim.ManagedEntity):
+        return declared(moid)
+    return _KINDS.get(moid.partition("-")[0], vim.Folder)(moid)
+
+
 def _with_required(fault: Any) -> Any:
     """Fill required fields that nobody gave, since an unset one cannot be serialised."""
     for prop in properties_of(fault):
         if prop.flags & VmomiSupport.F_OPTIONAL or getattr(fault, prop.name) is not None:
             continue
         if issubclass(prop.type, VmomiSupport.ManagedObject):
-            setattr(fault, prop.name, vim.Folder("group-d1"))
+            setattr(fault, prop.name, _reference("group-d1", prop.type))
         elif issubclass(prop.type, str):
             first = next(iter(getattr(prop.type, "values", [])), "unknown")
             setattr(fault, prop.name, first)

@@ -1,4 +1,4 @@
-"""What VMs stand on: hosts, cluster, resource pool, datastores and networks, projected from the hosts' state."""
+"""What VMs stand on: hosts, cluster, resource pool, datastores, networks; projected from the hosts' state."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import Datastore, Snapshot, State, Task, Vm
+from lab.esx.api import Cluster, Datastore, Host, Network, Snapshot, State, Task, Vm
 from lab.vcenter import infrastructure
 from lab.vcenter.nodes import Node
 from lab.vcenter.reflect import moid_of
@@ -82,10 +82,6 @@ class Inventory:
         """The reference of a datastore by moref or name; None when there is none."""
         return self._projections.datastore_reference(key)
 
-    def datastore(self, moref: str) -> Datastore | None:
-        """A datastore by moref."""
-        return next((each for each in self.state.datastores if each.moref == moref), None)
-
     def recent_tasks(self, entity: str) -> list[Any]:
         """References of the newest tasks of one object, oldest first."""
         return self._tasks_by_entity.get(entity, [])[-_RECENT_TASKS_OF_ENTITY:]
@@ -94,10 +90,6 @@ class Inventory:
         """References of the newest tasks of all objects, oldest first."""
         newest = sorted(self.tasks.values(), key=lambda task: task.queue_time)[-_RECENT_TASKS:]
         return [vim.Task(each.id) for each in newest]
-
-    def snapshot(self, moref: str) -> tuple[Vm, Snapshot] | None:
-        """A snapshot and its VM."""
-        return self._snapshots.get(moref)
 
     def _build(self, moid: str) -> Node | None:
         if moid in self.vms:
@@ -112,25 +104,39 @@ class Inventory:
         return self._static(moid)
 
     def _static(self, moid: str) -> Node | None:
-        state = self.state
-        for datastore in state.datastores:
-            if datastore.moref == moid:
-                return infrastructure.datastore_node(datastore, state, self._vms_on_datastore.get(moid, []))
-        for host in state.hosts:
-            if host.moref == moid:
-                return infrastructure.host_node(host, state, self._vms_by("host").get(moid, []))
-        for cluster in state.clusters:
-            if cluster.moref == moid:
-                return infrastructure.cluster_node(cluster, state)
-            if cluster.resource_pool == moid:
-                members = self._vms_by("resource_pool").get(moid, [])
-                return infrastructure.pool_node(cluster, members)
-        for network in state.networks:
-            if network.moref == moid:
-                return infrastructure.network_node(network, state, self._vms_on_network.get(moid, []))
-        if moid == state.datacenter.moref:
-            return self._datacenter_node()
+        if moid in self._surroundings:
+            return self._surroundings[moid]()
         return self._folder_node(moid) or self._browser_node(moid)
+
+    @cached_property
+    def _surroundings(self) -> dict[str, Callable[[], Node]]:
+        """How to build each object that VMs stand on."""
+        state = self.state
+        builders: dict[str, Callable[[], Node]] = {state.datacenter.moref: self._datacenter_node}
+        for store in state.datastores:
+            builders[store.moref] = partial(self._datastore_node, store)
+        for host in state.hosts:
+            builders[host.moref] = partial(self._host_node, host)
+        for cluster in state.clusters:
+            builders[cluster.moref] = partial(infrastructure.cluster_node, cluster, state)
+            builders[cluster.resource_pool] = partial(self._pool_node, cluster)
+        for network in state.networks:
+            builders[network.moref] = partial(self._network_node, network)
+        return builders
+
+    def _datastore_node(self, store: Datastore) -> Node:
+        return infrastructure.datastore_node(store, self.state, self._vms_on_datastore.get(store.moref, []))
+
+    def _host_node(self, host: Host) -> Node:
+        return infrastructure.host_node(host, self.state, self._vms_by("host").get(host.moref, []))
+
+    def _pool_node(self, cluster: Cluster) -> Node:
+        members = self._vms_by("resource_pool").get(cluster.resource_pool, [])
+        return infrastructure.pool_node(cluster, members)
+
+    def _network_node(self, network: Network) -> Node:
+        members = self._vms_on_network.get(network.moref, [])
+        return infrastructure.network_node(network, self.state, members)
 
     def _datacenter_node(self) -> Node:
         state, datacenter = self.state, self.state.datacenter

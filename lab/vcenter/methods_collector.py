@@ -16,7 +16,7 @@ from lab.vcenter.updates import MAX_FILTERS, Collector, Filter, session_scope
 from lab.vcenter.views import ContainerView, ListView
 
 _SERVER_PAGE = 1000
-"""A page holds at most this many objects, also when the client sets no maxObjects: it must follow the token."""
+"""A page holds at most this many objects, also without maxObjects: a client must follow the token."""
 _MAX_OBJECTS_OF_SESSION = 200  # views, collectors, filters and half-read results
 
 

@@ -47,7 +47,8 @@ def _matching_uuid(invocation: Invocation) -> list[Any]:
     instance: bool = invocation.arg("instanceUuid", default=False)
 
     def matches(vm: Vm) -> bool:
-        return (vm.instance_uuid if instance else vm.bios_uuid).lower() == wanted
+        own = vm.instance_uuid if instance else vm.bios_uuid
+        return own.lower() == str(wanted)
 
     return [vim.VirtualMachine(vm.moref) for vm in invocation.scope.inventory.vms.values() if matches(vm)]
 
@@ -120,7 +121,7 @@ def _search(invocation: Invocation, method: str, *, recursive: bool) -> Any:
         error = fault_named(fault.type, fault.message, fault.fields)
     description = "DatastoreBrowser.searchSubFolders" if recursive else "DatastoreBrowser.search"
     return invocation.vcenter.local_tasks.finished(
-        method, description, datastore, invocation.user, result, error
+        method, description, datastore, user=invocation.user, result=result, error=error
     )
 
 

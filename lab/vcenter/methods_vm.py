@@ -1,4 +1,4 @@
-"""What is done to VMs and snapshots. Each of these is a task of the hosts that goes on without this process."""
+"""What is done to VMs and snapshots. Each is a task of the hosts that goes on without this process."""
 
 from __future__ import annotations
 

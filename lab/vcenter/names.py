@@ -1,6 +1,6 @@
-"""Inventory names on the wire.
+r"""Inventory names on the wire.
 
-vCenter escapes the three characters that would make inventory paths ambiguous: `%`, `/` and `\\` as `%25`,
+vCenter escapes the three characters that would make inventory paths ambiguous: `%`, `/` and `\` as `%25`,
 `%2f` and `%5c` (ManagedEntity.name in the vSphere Web Services API reference).
 """
 

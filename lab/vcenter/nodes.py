@@ -59,7 +59,7 @@ def check_path(managed_type: Any, path: str) -> None:
 
 
 def read_path(node: Node, path: str) -> Any:
-    """Read a dotted property path (`config.hardware.device`, `device[2000].backing`); None when unset.
+    """Read a property path (`config.hardware.device`, `config.hardware.device[2000]`); None when unset.
 
     Raises:
         InvalidProperty (a vmodl fault): the path does not exist, or leads through a reference to another object.
@@ -84,7 +84,7 @@ def read_path(node: Node, path: str) -> Any:
 
 
 def typed(value: Any, declared: Any) -> Any:
-    """Give a plain Python value the API's type, since where the API says `anyType` the type goes on the wire."""
+    """Give a plain value the API's type: where the API says `anyType`, the type goes on the wire."""
     if value is None or declared is object:
         return value
     if issubclass(declared, list):

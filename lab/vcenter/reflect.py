@@ -1,4 +1,4 @@
-"""What pyVmomi knows of its types and references. It marks these members public in its comments, not by name."""
+"""What pyVmomi knows of its types and references: members that its comments call public, its names do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def moid_of(reference: Any) -> str:
 
 
 def properties_of(kind: Any) -> list[Any]:
-    """The properties of a data object, fault or managed object type, inherited ones too (name, type, flags)."""
+    """The properties (name, type, flags) of an API type, inherited ones too."""
     listed: list[Any] = kind._GetPropertyList()  # noqa: SLF001 - see the module
     return listed
 

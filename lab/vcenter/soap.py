@@ -56,7 +56,7 @@ SERVICE_WSDL = f"""<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-class BadRequest(Exception):
+class BadRequest(Exception):  # noqa: N818 - it becomes a fault, not an error of ours
     """The request is no SOAP call of this API. The message may go to the client: it holds no internals."""
 
 

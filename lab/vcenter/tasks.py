@@ -77,7 +77,7 @@ class LocalTasks:
         self._prefix = f"task-f{uuid.uuid4().hex[:6]}"
 
     def finished(
-        self, method: str, description: str, entity: Any, user: str, result: Any = None, error: Any = None
+        self, method: str, description: str, entity: Any, *, user: str, result: Any = None, error: Any = None
     ) -> Any:
         """Record a finished task; returns its reference."""
         now = dt.datetime.now(dt.UTC)

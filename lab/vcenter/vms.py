@@ -235,8 +235,8 @@ class VmProjection:
         if not self.vm.snapshots:
             return None
         below: dict[str | None, list[Any]] = {}
-        # Children first, so that each tree node gets its finished children: depth is bounded, recursion is not
-        # needed, and a parent's number is always below its children's.
+        # Children first, so that each tree node gets its finished children without recursion: a parent's
+        # number is always below its children's.
         for each in sorted(self.vm.snapshots, key=lambda snapshot: snapshot.number, reverse=True):
             tree = vim.vm.SnapshotTree(
                 snapshot=vim.vm.Snapshot(each.moref),

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 from lab.esx.api import (
     Backing,
@@ -80,7 +80,9 @@ class HostsDouble:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -154,13 +156,17 @@ class HostsDouble:
         return self._start(Operation.REMOVE_SNAPSHOT, owner.moref, user, effect)
 
     def call_cancel_task(self, task: str) -> None:
-        self.update_task(task, state="error", cancelled=True, error=Fault(type="RequestCanceled", message="cancelled"))
+        self.update_task(
+            task, state="error", cancelled=True, error=Fault(type="RequestCanceled", message="cancelled")
+        )
 
     def update_task(self, key: str, **fields: Any) -> None:
         with self.lock:
             version = self.changed()
             index = next(i for i, each in enumerate(self.state.tasks) if each.id == key)
-            self.state.tasks[index] = self.state.tasks[index].model_copy(update={**fields, "changed": version})
+            self.state.tasks[index] = self.state.tasks[index].model_copy(
+                update={**fields, "changed": version}
+            )
 
     def _start(self, operation: Operation, vm: str, user: str, effect: Any) -> Any:
         if self.refuse_next is not None:
@@ -258,7 +264,11 @@ def make_vm(number: int) -> Vm:
         hardware=Hardware(
             controllers=[Controller(key=1000, bus_number=0)],
             disks=[disk],
-            nics=[Nic(key=4000, label="Network adapter 1", network="network-20", mac_address="00:50:56:00:00:01")],
+            nics=[
+                Nic(
+                    key=4000, label="Network adapter 1", network="network-20", mac_address="00:50:56:00:00:01"
+                )
+            ],
         ),
         layout=Layout(files=[LayoutFile(key=0, path=f"{home}{name}.vmx", type="config", size_bytes=2000)]),
         create_time=NOW,
@@ -267,7 +277,7 @@ def make_vm(number: int) -> Vm:
 
 
 def make_state(vm_count: int) -> State:
-    stores = [
+    stores: list[tuple[str, str, Literal["NFS", "NFS41", "VMFS"], list[str]]] = [
         ("datastore-11", "nfs-gold", "NFS", ["filer.lab"]),
         ("datastore-12", "nfs41-silver", "NFS41", ["filer-a.lab", "filer-b.lab"]),
         ("datastore-13", "local-vmfs", "VMFS", []),
@@ -289,7 +299,11 @@ def make_state(vm_count: int) -> State:
         ),
         clusters=[
             Cluster(
-                moref="domain-c8", name="cluster", parent="group-h4", resource_pool="resgroup-9", hosts=["host-10"]
+                moref="domain-c8",
+                name="cluster",
+                parent="group-h4",
+                resource_pool="resgroup-9",
+                hosts=["host-10"],
             )
         ],
         hosts=[Host(moref="host-10", name="esx1.lab", cluster="domain-c8")],

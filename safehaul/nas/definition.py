@@ -27,7 +27,7 @@ class ExportDefinition(BaseModel):
     """Every name or address by which ESXi hosts know the filer (`HostNasVolume.remoteHost`)."""
     remote_path: str
     """The exported path as ESXi hosts know it (`HostNasVolume.remotePath`)."""
-    address: str = ""
+    address: str = Field(default="", pattern=r"^[A-Za-z0-9.:_-]*$")
     """Name or address that this node uses; empty: the first of `remote_hosts`."""
     path: str = ""
     """Exported path that this node mounts; empty: `remote_path`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote
 
 import nfs_rs
 
@@ -26,6 +26,7 @@ _KINDS = {
     nfs_rs.FileType.DIRECTORY: FileKind.DIRECTORY,
     nfs_rs.FileType.SYMLINK: FileKind.SYMLINK,
 }
+_PATH_OF_URL = re.compile(r"/[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z|~-]*")
 _AUTO_VERSIONS = ["3", "4.1"]
 _DIRECTORY_MODE = 0o755
 _FILE_ID_PROBES = 3
@@ -322,4 +323,11 @@ class NfsWriteFile:
 def _url(definition: ExportDefinition) -> str:
     address = definition.effective_address
     host = f"[{address}]" if ":" in address else address
-    return f"nfs://{host}{quote(definition.effective_path, safe='/')}"
+    path = definition.effective_path
+    # The client puts the path through a URL and sends it to the filer as it comes out: encoded.
+    if not _PATH_OF_URL.fullmatch(path):
+        raise UnsupportedError(
+            f'{definition}: the NFS client cannot mount a path with spaces, non-ASCII or any of "#<>?`{{}}^; '
+            "mount it with the kernel and set mounted_at"
+        )
+    return f"nfs://{host}{path}"

@@ -132,8 +132,9 @@ def resolve_parent_hint(child: DatastorePath, hint: str, volumes: Mapping[str, s
 
 
 def safe(text: str, limit_characters: int = 120) -> str:
-    """A representation for messages: quoted, escaped to ASCII, shortened."""
-    return ascii(text) if len(text) <= limit_characters else f"{text[:limit_characters]!a}…"
+    """A representation for messages: quoted, shortened; what does not print (also bidi controls) is escaped."""
+    shown = repr(text[: limit_characters + 1])
+    return shown if len(shown) <= limit_characters else f"{shown[:limit_characters]}…"
 
 
 def _check_characters(part: str, whole: str) -> None:

@@ -103,7 +103,9 @@ def _refused(place: str, definition: ExportDefinition) -> SafehaulError:
 
 
 def _stale(place: str, _definition: ExportDefinition) -> SafehaulError:
-    return VmMovedError(f"{place}: stale file handle; the file was moved or replaced while it was in use")
+    return VmMovedError(
+        f"{place}: stale file handle: the file was moved or replaced, or the filer restarted; open it again"
+    )
 
 
 def _not_found(place: str, _definition: ExportDefinition) -> SafehaulError:

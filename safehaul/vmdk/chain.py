@@ -87,7 +87,7 @@ class DiskChain:
         seen: set[str] = set()
         while path is not None:
             if path in seen:
-                raise IntegrityError(f"the chain of disk {self.path!a} comes back to {path!a}")
+                raise IntegrityError(f"the chain of disk {self.path!r} comes back to {path!r}")
             if len(self._layers) >= MAX_LAYERS:
                 raise self._too_deep()
             seen.add(path)
@@ -100,15 +100,15 @@ class DiskChain:
         if not descriptor.has_parent:
             if named:
                 raise IntegrityError(
-                    f"vCenter names {named[0]!a} as parent of {layer.path!a}, whose descriptor has no parent"
+                    f"vCenter names {named[0]!r} as parent of {layer.path!r}, whose descriptor has no parent"
                 )
             return None
         if named:
             return named.pop(0)
         if told:
-            raise IntegrityError(f"{layer.path!a} has a parent, but vCenter's chain ends there")
+            raise IntegrityError(f"{layer.path!r} has a parent, but vCenter's chain ends there")
         if not descriptor.parent_hint:
-            raise IntegrityError(f"{layer.path!a} has a parent that neither vCenter nor the descriptor names")
+            raise IntegrityError(f"{layer.path!r} has a parent that neither vCenter nor the descriptor names")
         return self._files.parent(layer.path, descriptor.parent_hint)
 
     def _check(self, capacity_bytes: int | None) -> None:
@@ -116,18 +116,18 @@ class DiskChain:
         for child, parent in zip(self._layers, self._layers[1:], strict=False):
             if child.descriptor.parent_cid != parent.descriptor.cid:
                 raise IntegrityError(
-                    f"{child.path!a} was made on a parent with CID {child.descriptor.parent_cid:08x}, but "
-                    f"{parent.path!a} has {parent.descriptor.cid:08x}: the parent was changed afterwards, or is "
+                    f"{child.path!r} was made on a parent with CID {child.descriptor.parent_cid:08x}, but "
+                    f"{parent.path!r} has {parent.descriptor.cid:08x}: the parent was changed afterwards, or is "
                     "another disk; repair the chain on the host before it is backed up"
                 )
             if child.length_bytes != parent.length_bytes:
                 raise IntegrityError(
-                    f"{child.path!a} has {child.length_bytes} bytes, its parent {parent.path!a} "
+                    f"{child.path!r} has {child.length_bytes} bytes, its parent {parent.path!r} "
                     f"{parent.length_bytes}"
                 )
         if capacity_bytes is not None and top.length_bytes != capacity_bytes:
             raise IntegrityError(
-                f"disk {self.path!a} has {top.length_bytes} bytes on the filer, {capacity_bytes} in vCenter"
+                f"disk {self.path!r} has {top.length_bytes} bytes on the filer, {capacity_bytes} in vCenter"
             )
 
     def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> int:
@@ -173,7 +173,7 @@ class DiskChain:
     def verify(self) -> DiskVerification:
         """What was found when the chain was opened; an open chain has passed every check."""
         warnings = [
-            f"redo log {layer.path!a} is marked as not cleanly closed"
+            f"redo log {layer.path!r} is marked as not cleanly closed"
             for layer in self._layers
             if layer.unclean
         ]
@@ -216,4 +216,4 @@ class DiskChain:
         self.close()
 
     def _too_deep(self) -> UnsupportedError:
-        return UnsupportedError(f"the chain of disk {self.path!a} has more than {MAX_LAYERS} layers")
+        return UnsupportedError(f"the chain of disk {self.path!r} has more than {MAX_LAYERS} layers")

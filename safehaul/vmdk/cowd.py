@@ -82,13 +82,13 @@ class CowdExtent:
         self._file.read_into(0, header)
         if header.startswith(SESPARSE_MAGIC):
             raise UnsupportedError(
-                f"{self._path!a} is an seSparse redo log (magic 0xcafebabe), which this version cannot read"
+                f"{self._path!r} is an seSparse redo log (magic 0xcafebabe), which this version cannot read"
             )
         magic, version, _flags, capacity, grain, directory, entries, _free = _HEADER.unpack_from(header)
         if magic != COWD_MAGIC:
             raise self._bad(f"it begins with {bytes(header[:4])!r}, not with 'COWD'")
         if version != 1:
-            raise UnsupportedError(f"{self._path!a} is a COWD redo log of version {version}; only 1 is known")
+            raise UnsupportedError(f"{self._path!r} is a COWD redo log of version {version}; only 1 is known")
         if capacity != sectors or not 0 < sectors <= MAX_SECTORS:
             raise self._bad(f"its header says {capacity} sectors, its descriptor {sectors}")
         if not 0 < grain <= MAX_GRAIN_SECTORS or grain & (grain - 1):
@@ -194,7 +194,7 @@ class CowdExtent:
         return numbers
 
     def _bad(self, reason: str) -> IntegrityError:
-        return IntegrityError(f"redo log {self._path!a} is damaged: {reason}")
+        return IntegrityError(f"redo log {self._path!r} is damaged: {reason}")
 
 
 def _to_runs(table: array[int], grain_sectors: int) -> _Runs:

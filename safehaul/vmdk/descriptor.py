@@ -118,7 +118,7 @@ def parse_descriptor(raw: bytes, path: str) -> Descriptor:
     settings, database, extents = _read_lines(_decode(raw, path), path)
     for key in ("cid", "parentcid", "createtype"):
         if key not in settings:
-            raise IntegrityError(f"descriptor {path!a} has no {key}; the file is damaged")
+            raise IntegrityError(f"descriptor {path!r} has no {key}; the file is damaged")
     create_type = settings["createtype"]
     _refuse_features(settings, database, path)
     descriptor = Descriptor(
@@ -133,11 +133,11 @@ def parse_descriptor(raw: bytes, path: str) -> Descriptor:
     )
     if not 0 < descriptor.sectors <= MAX_DISK_SECTORS:
         raise IntegrityError(
-            f"descriptor {path!a} declares {descriptor.sectors} sectors: no possible size of a disk"
+            f"descriptor {path!r} declares {descriptor.sectors} sectors: no possible size of a disk"
         )
     if descriptor.has_parent and descriptor.format is DiskFormat.FLAT:
         raise UnsupportedError(
-            f"descriptor {path!a} is a flat disk with a parent: a native snapshot or clone of the array, "
+            f"descriptor {path!r} is a flat disk with a parent: a native snapshot or clone of the array, "
             "which this version does not read"
         )
     return descriptor
@@ -146,14 +146,14 @@ def parse_descriptor(raw: bytes, path: str) -> Descriptor:
 def _refuse_binary(raw: bytes, path: str) -> None:
     if len(raw) > MAX_DESCRIPTOR_BYTES:
         raise IntegrityError(
-            f"descriptor {path!a} has more than {MAX_DESCRIPTOR_BYTES} bytes: it is no descriptor"
+            f"descriptor {path!r} has more than {MAX_DESCRIPTOR_BYTES} bytes: it is no descriptor"
         )
     if raw.startswith(b"KDMV"):
         raise UnsupportedError(
-            f"{path!a} is a hosted sparse disk (monolithicSparse or streamOptimized), not ESXi's"
+            f"{path!r} is a hosted sparse disk (monolithicSparse or streamOptimized), not ESXi's"
         )
     if raw.startswith((b"COWD", b"\xbe\xba\xfe\xca")):
-        raise IntegrityError(f"{path!a} is an extent of a redo log where a descriptor was expected")
+        raise IntegrityError(f"{path!r} is an extent of a redo log where a descriptor was expected")
 
 
 def _decode(raw: bytes, path: str) -> str:
@@ -162,14 +162,14 @@ def _decode(raw: bytes, path: str) -> str:
     codec = _CODECS.get(label)
     if codec is None:
         raise UnsupportedError(
-            f"descriptor {path!a} has the encoding {label!r}, which this version does not know"
+            f"descriptor {path!r} has the encoding {label!r}, which this version does not know"
         )
     try:
         text = raw.rstrip(b"\x00").decode(codec)
     except UnicodeDecodeError as error:
-        raise IntegrityError(f"descriptor {path!a} is not {label} text at byte {error.start}") from error
+        raise IntegrityError(f"descriptor {path!r} is not {label} text at byte {error.start}") from error
     if "\x00" in text or not text.lstrip("\ufeff \t\r\n").lower().startswith(_SIGNATURE):
-        raise IntegrityError(f"{path!a} does not begin as a disk descriptor ('# Disk DescriptorFile')")
+        raise IntegrityError(f"{path!r} does not begin as a disk descriptor ('# Disk DescriptorFile')")
     return text.lstrip("\ufeff")
 
 
@@ -185,18 +185,18 @@ def _read_lines(text: str, path: str) -> tuple[dict[str, str], dict[str, str], t
         if extent := _EXTENT.fullmatch(content):
             extents.append(_extent(extent, number, path))
             if len(extents) > MAX_EXTENTS:
-                raise IntegrityError(f"descriptor {path!a} declares more than {MAX_EXTENTS} extents")
+                raise IntegrityError(f"descriptor {path!r} declares more than {MAX_EXTENTS} extents")
         elif pair := _KEY_VALUE.fullmatch(content):
             key, value = pair[1], _unquote(pair[2])
             if key.lower().startswith("ddb."):
                 database[key] = value
             elif key.lower() in _SINGLE and settings.get(key.lower(), value) != value:
-                raise IntegrityError(f"descriptor {path!a} has two different values of {key} (line {number})")
+                raise IntegrityError(f"descriptor {path!r} has two different values of {key} (line {number})")
             else:
                 settings[key.lower()] = value
         else:
             raise IntegrityError(
-                f"descriptor {path!a}, line {number}: {content[:80]!a} is no descriptor line"
+                f"descriptor {path!r}, line {number}: {content[:80]!r} is no descriptor line"
             )
     return settings, database, tuple(extents)
 
@@ -204,13 +204,13 @@ def _read_lines(text: str, path: str) -> tuple[dict[str, str], dict[str, str], t
 def _extent(found: re.Match[str], number: int, path: str) -> ExtentLine:
     access, sectors, kind, name, offset = found.groups()
     if kind != "ZERO" and not name:
-        raise IntegrityError(f"descriptor {path!a}, line {number}: the extent names no file")
+        raise IntegrityError(f"descriptor {path!r}, line {number}: the extent names no file")
     if access == "NOACCESS":
-        raise UnsupportedError(f"descriptor {path!a}, line {number}: the extent {name!a} is marked NOACCESS")
+        raise UnsupportedError(f"descriptor {path!r}, line {number}: the extent {name!r} is marked NOACCESS")
     size, start = int(sectors), int(offset or 0)
     if not 0 < size <= MAX_DISK_SECTORS or start > MAX_DISK_SECTORS:
         raise IntegrityError(
-            f"descriptor {path!a}, line {number}: {size} sectors from {start} are impossible"
+            f"descriptor {path!r}, line {number}: {size} sectors from {start} are impossible"
         )
     return ExtentLine(access=access, sectors=size, type=kind, name=name or "", offset_sectors=start)
 
@@ -223,7 +223,7 @@ def _unquote(text: str) -> str:
 def _cid(text: str, key: str, path: str) -> int:
     if not _CID.fullmatch(text):
         raise IntegrityError(
-            f"descriptor {path!a} has {key}={text[:20]!a}, which is no 32-bit hexadecimal number"
+            f"descriptor {path!r} has {key}={text[:20]!r}, which is no 32-bit hexadecimal number"
         )
     return int(text, 16)
 
@@ -231,18 +231,18 @@ def _cid(text: str, key: str, path: str) -> int:
 def _format(create_type: str, extents: tuple[ExtentLine, ...], path: str) -> DiskFormat:
     kinds = {extent.type for extent in extents}
     if not kinds:
-        raise IntegrityError(f"descriptor {path!a} declares no extent")
+        raise IntegrityError(f"descriptor {path!r} declares no extent")
     key = create_type.lower()
     if "SESPARSE" in kinds:
-        raise UnsupportedError(f"descriptor {path!a} is {_WHY_NOT['sesparse']}")
+        raise UnsupportedError(f"descriptor {path!r} is {_WHY_NOT['sesparse']}")
     if key in _FLAT_TYPES and kinds <= {"VMFS", "FLAT", "ZERO"}:
         return DiskFormat.FLAT
     if key == "vmfssparse" and kinds == {"VMFSSPARSE"}:
         return DiskFormat.COWD
     if key in _WHY_NOT:
-        raise UnsupportedError(f"descriptor {path!a} has createType {create_type!a}: {_WHY_NOT[key]}")
+        raise UnsupportedError(f"descriptor {path!r} has createType {create_type!r}: {_WHY_NOT[key]}")
     raise UnsupportedError(
-        f"descriptor {path!a} has createType {create_type!a} with extents of type {', '.join(sorted(kinds))}, "
+        f"descriptor {path!r} has createType {create_type!r} with extents of type {', '.join(sorted(kinds))}, "
         "which the NAS transport does not read"
     )
 
@@ -251,9 +251,9 @@ def _refuse_features(settings: Mapping[str, str], database: Mapping[str, str], p
     filters = next((value for key, value in database.items() if key.lower() == "ddb.iofilters"), "")
     if "crypt" in filters.lower() or "encryptionkeys" in settings or "keysafe" in " ".join(settings):
         raise UnsupportedError(
-            f"descriptor {path!a} is of an encrypted disk: its bytes on the filer are ciphertext"
+            f"descriptor {path!r} is of an encrypted disk: its bytes on the filer are ciphertext"
         )
     if settings.get("isnativesnapshot", "no").lower() == "yes":
         raise UnsupportedError(
-            f"descriptor {path!a} is a native snapshot of the array (VAAI), which this version does not read"
+            f"descriptor {path!r} is a native snapshot of the array (VAAI), which this version does not read"
         )

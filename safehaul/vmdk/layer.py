@@ -161,6 +161,6 @@ def _check_flat_size(facts: ExtentFacts, line: ExtentLine, descriptor_path: str)
     declared = (line.offset_sectors + line.sectors) * SECTOR_BYTES
     if facts.size_bytes != declared:
         raise IntegrityError(
-            f"extent {facts.path!a} has {facts.size_bytes} bytes; its descriptor {descriptor_path!a} "
+            f"extent {facts.path!r} has {facts.size_bytes} bytes; its descriptor {descriptor_path!r} "
             f"declares {declared}"
         )

@@ -20,10 +20,11 @@ _DEFAULT_COUNT = 1000  # what vCenter returns when the filter does not say
 _TYPES: dict[str, Any] = {
     "vm-registered": vim.event.VmRegisteredEvent,
     "vm-unregistered": vim.event.VmRemovedEvent,
-    "vm-destroyed": vim.event.VmRemovedEvent,
+    "vm-removed": vim.event.VmRemovedEvent,
     "vm-reconfigured": vim.event.VmReconfiguredEvent,
-    "vm-powered-on": vim.event.VmPoweredOnEvent,
-    "vm-powered-off": vim.event.VmPoweredOffEvent,
+    "vm-relocated": vim.event.VmRelocatedEvent,
+    "vm-poweredOn": vim.event.VmPoweredOnEvent,
+    "vm-poweredOff": vim.event.VmPoweredOffEvent,
 }
 
 
@@ -40,6 +41,8 @@ def project_event(event: Event, inventory: Inventory) -> Any:
     kind = _TYPES.get(event.type)
     if kind is vim.event.VmReconfiguredEvent:
         return kind(**common, template=False, configSpec=vim.vm.ConfigSpec())
+    if kind is vim.event.VmRelocatedEvent:
+        return kind(**common, template=False, sourceHost=_host_argument(event, inventory))
     if kind is not None:
         return kind(**common, template=False)
     return vim.event.EventEx(
@@ -125,6 +128,14 @@ def _of_type(event: Any, wanted: Any) -> bool:
     if wanted.eventTypeId and not names & set(wanted.eventTypeId):
         return any(name and each.endswith(f".{name}") for name in names for each in wanted.eventTypeId)
     return not wanted.type or isinstance(event, tuple(wanted.type))
+
+
+def _host_argument(event: Event, inventory: Inventory) -> Any:
+    """The VM's host: a relocation of the lab changes the datastore only."""
+    vm = inventory.vms.get(event.entity)
+    host = next((each for each in inventory.state.hosts if vm is not None and each.moref == vm.host), None)
+    known = host or inventory.state.hosts[0]
+    return vim.event.HostEventArgument(name=known.name, host=vim.HostSystem(known.moref))
 
 
 def _vm_argument(event: Event, inventory: Inventory) -> Any:

@@ -44,7 +44,7 @@ class VmProjection:
         vm = self.vm
         builders: dict[str, Any] = {
             **entity_properties(vm.name, vim.Folder(vm.parent)),
-            "disabledMethod": lambda: [VmomiSupport.GuessWsdlMethod(each) for each in vm.disabled_methods],
+            "disabledMethod": lambda: _methods(vm.disabled_methods),
             "recentTask": lambda: around.recent_tasks(vm.moref),
             "capability": _capability,
             "config": self.config,
@@ -293,6 +293,17 @@ def _capability() -> Any:
             "changeTrackingSupported": True,
         }
     )
+
+
+def _methods(names: list[str]) -> list[Any]:
+    """Method references; a name that the API does not have cannot be told in it."""
+    found = []
+    for name in names:
+        try:
+            found.append(VmomiSupport.GuessWsdlMethod(name))
+        except KeyError:
+            continue
+    return found
 
 
 def _guest_name(guest_id: str) -> str:

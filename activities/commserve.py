@@ -17,8 +17,8 @@ from safehaul.errors import NotFoundError, PolicyError
 from safehaul.messages.job import (
     ChildRef,
     ChooseInput,
-    CloseJobInput,
     ClosedChild,
+    CloseJobInput,
     CoordinatorChoice,
     JobReport,
     JobSettings,
@@ -63,6 +63,7 @@ class CommServe:
                     quiesce=group.quiesce,
                     quiesce_fallback=group.quiesce_fallback,
                     debt=group.snapshot_debt,
+                    pending_snapshot=group.pending_snapshot,
                     min_free_bytes=group.min_free_bytes,
                     max_hold_s=group.max_hold_s,
                 ),
@@ -166,5 +167,7 @@ class CommServe:
             )
             self._namespace_id = answer.namespace_info.id
             if not self._namespace_id:
-                raise NotFoundError(f"the Temporal server does not tell the id of namespace {self._client.namespace}")
+                raise NotFoundError(
+                    f"the Temporal server does not tell the id of namespace {self._client.namespace}"
+                )
         return self._namespace_id

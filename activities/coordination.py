@@ -6,8 +6,6 @@ import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from temporalio import activity
-
 from activities.beat import beat
 from activities.errors import step
 from activities.peers import Peers
@@ -29,7 +27,6 @@ from safehaul.messages.inventory import NasVolume
 from safehaul.messages.job import (
     Admission,
     AdmitInput,
-    AskInput,
     CloseJobInput,
     DistributeInput,
     JobReport,
@@ -39,12 +36,14 @@ from safehaul.messages.job import (
     NodeRequest,
     PageInput,
     PingAnswer,
+    PingInput,
     Plan,
     PlanPage,
     PlanQueue,
     PrepareInput,
     ReportPageInput,
 )
+from safehaul.messages.vm import AskInput
 from safehaul.vsphere import inventory
 
 REPORT_ROWS = 200
@@ -58,11 +57,15 @@ class NodeCoordination:
         self._node = node
         self._streams = streams
 
-    @activity.defn(name="ping", no_thread_cancel_exception=True)
-    def ping(self) -> PingAnswer:
+    @step("ping")
+    def ping(self, _arg: PingInput) -> PingAnswer:
         """Step 1: a sign of life with version, cores, load and streams. Changes nothing."""
         return PingAnswer(
-            node=self._node, version=_version(), cores=_cores(), load=os.getloadavg()[0], streams=self._streams
+            node=self._node,
+            version=_version(),
+            cores=_cores(),
+            load=os.getloadavg()[0],
+            streams=self._streams,
         )
 
     @step("prepare_node")
@@ -98,7 +101,7 @@ class NodeCoordination:
         )
 
     @step("ask_for_vm")
-    def ask_for_vm(self, arg: AskInput) -> NodeRequest:
+    def ask_for_vm(self, _arg: AskInput) -> NodeRequest:
         """Step 15: this node has nothing left in its own queue for the stream and asks for another VM.
 
         The answer is the node's recorded request; the job's ledger gives the VM (step 16). A second run asks

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from safehaul.catalog.catalog import Catalog
+
 from safehaul.config.settings import Settings
 from safehaul.media.repository import Repository
 from safehaul.media.store import open_store
 from safehaul.messages.inventory import NasVolume
+from safehaul.nas.datastores import open_export
 from safehaul.nas.definition import match
 from safehaul.nas.export import NasExport
-from safehaul.nas.opening import open_export
 from safehaul.vsphere.client import VCenter
+
+# Shorter than a step's heartbeat time-out: a vCenter that hangs must not look like a dead worker.
+VCENTER_TIMEOUT_S = 15.0
 
 PeerT = TypeVar("PeerT")
 
@@ -49,7 +53,7 @@ class Peers:
     def open_export(self, volume: NasVolume, *, writable: bool = False) -> NasExport:
         """A fresh connection to the export behind a NAS volume; the caller closes it."""
         definitions = self.settings.restore_exports if writable else self.settings.exports
-        return open_export(match(volume, definitions, writable=writable), volume, writable=writable)
+        return open_export(match(volume, definitions, writable=writable))
 
     def spool(self, node: str) -> Path:
         """The node's spool directory."""
@@ -69,15 +73,14 @@ class Peers:
     def _open_vcenter(self, name: str) -> VCenter:
         found = self.settings.vcenter(name)
         return VCenter(
-            name=found.name,
-            host=found.host,
-            port=found.port,
-            path=found.path,
+            found.name,
+            url=found.url,
             user=found.user,
             password=found.password.resolve(),
-            ca_file=found.ca_file,
-            thumbprint_sha256=found.thumbprint_sha256,
+            ca_file=Path(found.ca_file) if found.ca_file else None,
+            thumbprint_sha256=found.thumbprint_sha256 or None,
             insecure=found.insecure_skip_verify,
+            timeout_s=VCENTER_TIMEOUT_S,
         )
 
     def _once(self, cache: dict[str, PeerT], key: str, make: Callable[[], PeerT]) -> PeerT:

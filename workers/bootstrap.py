@@ -120,4 +120,12 @@ def _read(path: object) -> bytes | None:
         raise ConfigError(f"[temporal] cannot read {path}: {error.strerror}") from None
 
 
-__all__ = ["GRACE", "HEARTBEAT_THROTTLE", "Interceptor", "connect", "deployment", "run_until_stopped", "sandbox"]
+__all__ = [
+    "GRACE",
+    "HEARTBEAT_THROTTLE",
+    "Interceptor",
+    "connect",
+    "deployment",
+    "run_until_stopped",
+    "sandbox",
+]

@@ -32,7 +32,6 @@ with workflow.unsafe.imports_passed_through():
         OpenJobInput,
         Plan,
         RecordJobInput,
-        VmFinished,
         VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
@@ -42,6 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.job_details import job_details
     from workflows.job_signals import Mailbox
     from workflows.ledger import Ledger
+    from workflows.steps import run_step
     from workflows.vm_report import explain
     from workflows.vm_runner import VmRunner
 
@@ -85,13 +85,12 @@ class BackupJob:
     async def _plan(self) -> None:
         """Steps 1 to 5; again with another coordinator when one dies before its plan is durable."""
         self._stage = "opening the job"
-        self._settings = await workflow.execute_activity_method(
+        self._settings = await run_step(
             CommServe.open_job,
-            OpenJobInput(
-                request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id
-            ),
+            OpenJobInput(request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id),
             summary=f"Open the job for VM group {self._request.vm_group}",
-            **policies.COMMSERVE,
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
         self._coordinator.settings = self._settings
         while True:
@@ -197,7 +196,7 @@ class BackupJob:
         return report
 
     @workflow.signal(name="cancel", description="Cancel the job; its snapshots are removed first")
-    def cancel(self, *raw: Any) -> None:
+    def cancel(self, *_raw: Any) -> None:
         """Ask for the job's cancel. Whatever comes with the signal is ignored."""
         self._mailbox.cancel_job()
 
@@ -222,7 +221,9 @@ class BackupJob:
     def request_cancel(self) -> str:
         """As the signal, with an answer."""
         self._mailbox.cancel_job()
-        return f"job {workflow.info().workflow_id} is being cancelled; {len(self._ledger.state.running)} VMs run"
+        return (
+            f"job {workflow.info().workflow_id} is being cancelled; {len(self._ledger.state.running)} VMs run"
+        )
 
     @workflow.update(name="request_cancel_vm", description="Cancel one VM's backup")
     def request_cancel_vm(self, raw: Any = None) -> str:

@@ -11,9 +11,10 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
-    from activities.snapshot import Snapshots
     from activities.transfer import Transfers
     from activities.transport import Transport
+
+    from activities.snapshot import Snapshots
     from safehaul.messages.vm import (
         BackupSession,
         BackupVmInput,
@@ -45,6 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
+    from workflows.steps import run_step
     from workflows.vm_report import VmStory
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
@@ -107,12 +109,12 @@ class BackupVm:
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
         with self._story.step(8, "checking each disk's transport"):
-            transport = await workflow.execute_activity_method(
+            transport = await run_step(
                 Transport.check_transport,
                 CheckTransportInput(vm=self._vm, snapshot=snapshot),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Step 8 · verify the NAS transport, disk by disk",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
         self._story.transport(transport)
         self._stop_if_cancelled()
@@ -125,25 +127,25 @@ class BackupVm:
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):
-            downloaded = await workflow.execute_activity_method(
+            downloaded = await run_step(
                 Transport.download_files,
                 DownloadInput(
                     vm=self._vm, snapshot=snapshot, limit_bytes=self._input.options.spool_limit_bytes
                 ),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Step 9 · download the VM's files",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
         self._story.warn(downloaded.skipped)
         self._stop_if_cancelled()
-        session = await self._open_backup()
+        session = await self._open_backup(snapshot)
         with self._story.step(10, "storing the VM's files"):
-            files = await workflow.execute_activity_method(
+            files = await run_step(
                 Transfers.store_files,
                 StoreFilesInput(vm=self._vm, session=session, files=downloaded),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Step 10 · store the VM's files",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
         self._stop_if_cancelled()
         transfers = await self._transfer(snapshot, transport, session)
@@ -151,12 +153,12 @@ class BackupVm:
 
     async def _inspect(self) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
-            inspection = await workflow.execute_activity_method(
+            inspection = await run_step(
                 Snapshots.inspect_vm,
                 InspectInput(vm=self._vm, options=self._input.options),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Before step 6 · record the VM's snapshots, files and debt",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
         self._story.warn(inspection.warnings)
         self._stop_if_cancelled()
@@ -164,7 +166,7 @@ class BackupVm:
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
         with self._story.step(6, "making the snapshot"):
-            snapshot = await workflow.execute_activity_method(
+            snapshot = await run_step(
                 Snapshots.create_snapshot,
                 CreateSnapshotInput(
                     vm=self._vm,
@@ -172,26 +174,27 @@ class BackupVm:
                     options=self._input.options,
                     not_before=workflow.info().workflow_start_time,
                 ),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Steps 6–7 · snapshot",
-                **policies.SNAPSHOT,
+                policy=policies.SNAPSHOT,
             )
         self._story.snapshot(snapshot)
         return snapshot
 
-    async def _open_backup(self) -> BackupSession:
+    async def _open_backup(self, snapshot: SnapshotRef) -> BackupSession:
         # Step 10
         with self._story.step(10, "opening the backup with the MediaAgent"):
-            session = await workflow.execute_activity_method(
+            session = await run_step(
                 MediaAgentIndexing.open_backup,
                 OpenBackupInput(
                     vm=self._vm,
-                    session_id=workflow.info().first_execution_run_id,
+                    session_id=f"{workflow.info().first_execution_run_id}.{snapshot.moref}",
                     vm_group=self._input.vm_group,
+                    snapshot=snapshot,
                 ),
-                task_queue=policies.media_agent_queue(self._input.media_agent),
+                queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 10 · open the backup",
-                **policies.MEDIA_AGENT,
+                policy=policies.MEDIA_AGENT,
             )
         self._stop_if_cancelled()
         return session
@@ -204,7 +207,7 @@ class BackupVm:
         transfers: list[TransferResult] = []
         for number, disk in enumerate(transport.readable, start=1):
             with self._story.step(11, f"reading {disk.disk.label}"):
-                result = await workflow.execute_activity_method(
+                result = await run_step(
                     Transfers.transfer_disk,
                     TransferInput(
                         vm=self._vm,
@@ -214,9 +217,9 @@ class BackupVm:
                         options=self._input.options,
                         snapshot_created_at=created_at,
                     ),
-                    task_queue=policies.streams_queue(self._input.node),
+                    queue=policies.streams_queue(self._input.node),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",
-                    **policies.TRANSFER,
+                    policy=policies.TRANSFER,
                 )
             transfers.append(result)
             self._story.transferred(result)
@@ -233,15 +236,15 @@ class BackupVm:
     ) -> SealedBackup:
         # Step 12
         with self._story.step(12, "completing the backup"):
-            done = await workflow.execute_activity_method(
+            done = await run_step(
                 Transfers.finish_reading,
                 FinishInput(vm=self._vm, snapshot=snapshot, disks=transport.readable),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Step 12 · compare the source with its start",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
             self._stop_if_cancelled()
-            sealed = await workflow.execute_activity_method(
+            sealed = await run_step(
                 MediaAgentIndexing.seal_backup,
                 SealInput(
                     vm=self._vm,
@@ -254,9 +257,9 @@ class BackupVm:
                     transfers=transfers,
                     done=done,
                 ),
-                task_queue=policies.media_agent_queue(self._input.media_agent),
+                queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 12 · read back and commit the manifest",
-                **policies.MEDIA_AGENT,
+                policy=policies.MEDIA_AGENT,
             )
         self._story.sealed(sealed)
         return sealed
@@ -274,15 +277,15 @@ class BackupVm:
             )
         # Step 14
         with self._story.step(14, "marking the VM completed"):
-            mark = await workflow.execute_activity_method(
+            mark = await run_step(
                 AccessNodeIndexing.mark_completed,
                 MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
-                task_queue=self._control,
+                queue=self._control,
                 summary="Step 14 · mark the VM completed",
-                **policies.VM_STEP,
+                policy=policies.VM_STEP,
             )
             self._stop_if_cancelled()
-            await workflow.execute_activity_method(
+            await run_step(
                 MediaAgentIndexing.write_index,
                 IndexInput(
                     vm=self._vm,
@@ -292,9 +295,9 @@ class BackupVm:
                     removal=removal,
                     report=self._story.end(None, workflow.now()),
                 ),
-                task_queue=policies.media_agent_queue(self._input.media_agent),
+                queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 14 · write the VM's index",
-                **policies.MEDIA_AGENT,
+                policy=policies.MEDIA_AGENT,
             )
         self._story.indexed()
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType
+from temporalio.exceptions import ActivityError, TimeoutType
+from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
@@ -21,10 +22,12 @@ with workflow.unsafe.imports_passed_through():
         LeaseInput,
         NodeAnswer,
         PingAnswer,
+        PingInput,
         PrepareInput,
     )
     from safehaul.messages.ledger import JobState
     from workflows import policies
+    from workflows.steps import run_step
     from workflows.vm_report import explain
 
 SelfT = TypeVar("SelfT")
@@ -62,7 +65,7 @@ class Coordinator:
         """Step 1: ping every node of the group; the CommServe chooses among those that answer."""
         settings = self._known
         answers = await asyncio.gather(*(ping(node) for node in settings.access_nodes))
-        choice = await workflow.execute_activity_method(
+        choice = await run_step(
             CommServe.choose_coordinator,
             ChooseInput(
                 job_id=workflow.info().first_execution_run_id,
@@ -71,7 +74,8 @@ class Coordinator:
                 answers=[answer for answer in answers if answer is not None],
             ),
             summary="Step 1 · choose the coordinator",
-            **policies.COMMSERVE,
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
         self.name = choice.coordinator
         self.silent_nodes = choice.silent_nodes
@@ -120,16 +124,14 @@ class Coordinator:
         self.left_out = [*self.left_out, *admission.left_out]
         return admission
 
-    async def ask(
-        self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str
-    ) -> ResultT:
+    async def ask(self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str) -> ResultT:
         """Run an activity on the coordinator's own queue."""
-        return await workflow.execute_activity_method(
+        return await run_step(
             method,
             arg,
-            task_queue=policies.control_queue(self.name),
+            queue=policies.control_queue(self.name),
             summary=summary,
-            **policies.COORDINATOR,
+            policy=policies.COORDINATOR,
         )
 
     async def ask_surely(
@@ -147,7 +149,7 @@ class Coordinator:
 
     def is_lost(self, error: ActivityError) -> bool:
         """True when the failure means that the coordinator does not answer."""
-        return isinstance(error.cause, TimeoutError) and error.cause.type in (
+        return isinstance(error.cause, StepTimeout) and error.cause.type in (
             TimeoutType.SCHEDULE_TO_START,
             TimeoutType.HEARTBEAT,
         )
@@ -161,11 +163,12 @@ class Coordinator:
 async def ping(node: str) -> PingAnswer | None:
     """A node's sign of life, or None within seconds. Temporal's own list of workers is no proof of life."""
     try:
-        return await workflow.execute_activity_method(
+        return await run_step(
             NodeCoordination.ping,
-            task_queue=policies.control_queue(node),
+            PingInput(node=node),
+            queue=policies.control_queue(node),
             summary=f"Step 1 · does {node} answer?",
-            **policies.PING,
+            policy=policies.PING,
         )
     except ActivityError as error:
         if workflow.cancellation_reason() is not None:
@@ -176,15 +179,14 @@ async def ping(node: str) -> PingAnswer | None:
 
 async def _prepare(prepare: PrepareInput) -> NodeAnswer | str:
     try:
-        return await workflow.execute_activity_method(
+        return await run_step(
             NodeCoordination.prepare_node,
             prepare,
-            task_queue=policies.control_queue(prepare.node),
+            queue=policies.control_queue(prepare.node),
             summary=f"Step 4 · {prepare.node} prepares itself",
-            **policies.PREPARE,
+            policy=policies.PREPARE,
         )
     except ActivityError as error:
         if workflow.cancellation_reason() is not None:
             raise
         return f"{prepare.node}: {explain(error)}"
-

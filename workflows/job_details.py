@@ -14,14 +14,13 @@ MAX_ROWS = 20
 def job_details(progress: JobProgress) -> str:
     """Markdown: totals, running VMs by node, the latest results, what was rejected or left out."""
     totals = progress.totals
-    lines = [
-        f"**{progress.vm_group}** — {progress.status}: {progress.stage}"
-        + (f", coordinator `{progress.coordinator}`" if progress.coordinator else ""),
-        "",
+    coordinator = f", coordinator `{progress.coordinator}`" if progress.coordinator else ""
+    counts = (
         f"{progress.waiting} waiting · {len(progress.running)} running · {totals.completed} completed · "
         f"{totals.partial} partial · {totals.failed} failed · {totals.cancelled} cancelled · "
-        f"{totals.bytes_read:,} bytes read · {totals.bytes_stored:,} stored",
-    ]
+        f"{totals.bytes_read:,} bytes read · {totals.bytes_stored:,} stored"
+    )
+    lines = [f"**{progress.vm_group}** — {progress.status}: {progress.stage}{coordinator}", "", counts]
     if progress.running:
         lines += ["", "| running | node |", "|---|---|"]
         lines += [f"| {table_cell(vm.name)} | {vm.node} |" for vm in progress.running[:MAX_ROWS]]

@@ -7,21 +7,22 @@ from temporalio.exceptions import ActivityError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.coordination import NodeCoordination
-    from safehaul.messages.job import AskInput, NodeRequest, VmFinished
-    from safehaul.messages.vm import BackupVmInput, VmReport
+    from safehaul.messages.job import NodeRequest, VmFinished
+    from safehaul.messages.vm import AskInput, BackupVmInput, VmReport
     from workflows import policies
+    from workflows.steps import run_step
 
 
 async def ask_and_report(vm: BackupVmInput, report: VmReport) -> None:
     """Step 15: the node, dry again, asks for another VM; the request goes to the job with the VM's report."""
     request: NodeRequest | None = None
     try:
-        request = await workflow.execute_activity_method(
+        request = await run_step(
             NodeCoordination.ask_for_vm,
             AskInput(job_id=vm.job_id, node=vm.node),
-            task_queue=policies.control_queue(vm.node),
+            queue=policies.control_queue(vm.node),
             summary="Step 15 · ask the coordinator for another VM",
-            **policies.ASK,
+            policy=policies.ASK,
         )
     except ActivityError as error:
         # A node that cannot even ask gets nothing more until it answers the job's ping.

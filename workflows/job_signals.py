@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.inputs import describe
     from workflows.ledger import Ledger
+    from workflows.steps import run_step
 
 MAX_REJECTED = 10
 MAX_INBOX = 100_000
@@ -48,11 +49,12 @@ class Mailbox:
     async def turn_signal_into_cancel(self) -> None:
         """A workflow cannot cancel itself: an activity asks the server to, so that the job ends as Cancelled."""
         await workflow.wait_condition(lambda: self.cancel_asked)
-        await workflow.execute_activity_method(
+        await run_step(
             CommServe.request_cancel,
             workflow.info().workflow_id,
             summary="Cancel, as the signal asked",
-            **policies.COMMSERVE,
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
 
     def cancel_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> str:
@@ -68,7 +70,9 @@ class Mailbox:
     def find_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> ChildRef:
         """The running child that a `cancel_vm` names; InvalidInputError tells what is wrong."""
         if len(raw) != 1:
-            raise InvalidInputError(f'signal cancel_vm: takes one input like {{"vm": "NAME"}}, got {len(raw)}')
+            raise InvalidInputError(
+                f'signal cancel_vm: takes one input like {{"vm": "NAME"}}, got {len(raw)}'
+            )
         try:
             wanted = CancelVmRequest.model_validate(raw[0]).vm
         except ValidationError as error:

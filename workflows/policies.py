@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 from temporalio.common import RetryPolicy, SearchAttributeKey
-from temporalio.workflow import ActivityCancellationType, ActivityConfig
+from temporalio.workflow import ActivityCancellationType
+
+
+@dataclass(frozen=True)
+class StepPolicy:
+    """Time-outs, tries, and what a cancel of the workflow does to a step."""
+
+    start_to_close: timedelta
+    retry: RetryPolicy
+    schedule_to_start: timedelta | None = None
+    schedule_to_close: timedelta | None = None
+    heartbeat: timedelta | None = None
+    cancellation: ActivityCancellationType = ActivityCancellationType.TRY_CANCEL
+
 
 COMMSERVE_QUEUE = "commserve"
 ACCESS_NODES_QUEUE = "access-nodes"
@@ -68,94 +82,92 @@ _PATIENT = RetryPolicy(
 )
 _ONCE = RetryPolicy(maximum_attempts=1)
 
-PING = ActivityConfig(
-    schedule_to_start_timeout=PING_WITHIN,
-    start_to_close_timeout=PING_WITHIN,
-    retry_policy=_ONCE,
+PING = StepPolicy(
+    schedule_to_start=PING_WITHIN,
+    start_to_close=PING_WITHIN,
+    retry=_ONCE,
 )
 # The CommServe's own small steps: configuration, catalogue, Describe.
-COMMSERVE = ActivityConfig(
-    task_queue=COMMSERVE_QUEUE,
-    start_to_close_timeout=timedelta(minutes=2),
-    schedule_to_close_timeout=AGENT_SILENT_AFTER,
-    retry_policy=_SOON,
+COMMSERVE = StepPolicy(
+    start_to_close=timedelta(minutes=2),
+    schedule_to_close=AGENT_SILENT_AFTER,
+    retry=_SOON,
 )
 # Discovery of 10,000 VMs takes minutes; it heartbeats with each page.
-COORDINATOR = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(hours=1),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=_SOON,
+COORDINATOR = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(hours=1),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
 )
 # A node prepares by logging in and opening exports; a dead filer costs it its own connect time-outs.
-PREPARE = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(minutes=5),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=RetryPolicy(maximum_attempts=2),
+PREPARE = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=5),
+    heartbeat=HEARTBEAT,
+    retry=RetryPolicy(maximum_attempts=2),
 )
 # Short steps of a VM on its node: looks, checks, small files. They wait for a cancel to be seen, so that a
 # step never goes on behind a workflow that has already ended.
-VM_STEP = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(minutes=30),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=_SOON,
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+VM_STEP = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=30),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A snapshot task can take long on a loaded host. Waited for even when cancelled: else it leaks.
-SNAPSHOT = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(hours=1),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=3),
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+SNAPSHOT = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(hours=1),
+    heartbeat=HEARTBEAT,
+    retry=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=3),
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A disk may take a day; what was committed is not read again, so tries are cheap.
-TRANSFER = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(hours=24),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=RetryPolicy(
+TRANSFER = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(hours=24),
+    heartbeat=HEARTBEAT,
+    retry=RetryPolicy(
         initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=20
     ),
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # The MediaAgent's steps: opening is short, sealing reads every pack back.
-MEDIA_AGENT = ActivityConfig(
-    start_to_close_timeout=timedelta(hours=12),
-    schedule_to_close_timeout=timedelta(hours=24),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=_PATIENT,
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+MEDIA_AGENT = StepPolicy(
+    start_to_close=timedelta(hours=12),
+    schedule_to_close=timedelta(hours=24),
+    heartbeat=HEARTBEAT,
+    retry=_PATIENT,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A removal's try ends after minutes, so that a hung task is looked at again by a fresh try.
-REMOVAL = ActivityConfig(
-    schedule_to_start_timeout=NODE_SILENT_AFTER,
-    start_to_close_timeout=timedelta(minutes=30),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),
+REMOVAL = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=30),
+    heartbeat=HEARTBEAT,
+    retry=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),
 )
 # Handed-over removals are retried without limit: a snapshot left behind is never acceptable.
-REMOVAL_UNLIMITED = ActivityConfig(
-    task_queue=ACCESS_NODES_QUEUE,
-    start_to_close_timeout=timedelta(hours=2),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=RetryPolicy(
+REMOVAL_UNLIMITED = StepPolicy(
+    start_to_close=timedelta(hours=2),
+    heartbeat=HEARTBEAT,
+    retry=RetryPolicy(
         initial_interval=timedelta(seconds=10), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=5)
     ),
 )
 # Step 15 only asks; a node that does not answer gets no further VM until it answers a ping.
-ASK = ActivityConfig(
-    schedule_to_start_timeout=PING_WITHIN,
-    start_to_close_timeout=PING_WITHIN,
-    retry_policy=_ONCE,
+ASK = StepPolicy(
+    schedule_to_start=PING_WITHIN,
+    start_to_close=PING_WITHIN,
+    retry=_ONCE,
 )
 # A restored disk is written, read back and compared; a try begins the disk again.
-RESTORE_DISK = ActivityConfig(
-    schedule_to_start_timeout=timedelta(hours=1),
-    start_to_close_timeout=timedelta(hours=24),
-    heartbeat_timeout=HEARTBEAT,
-    retry_policy=_SOON,
-    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+RESTORE_DISK = StepPolicy(
+    schedule_to_start=timedelta(hours=1),
+    start_to_close=timedelta(hours=24),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )

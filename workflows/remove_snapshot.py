@@ -11,6 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import Removal, RemoveSnapshotInput
     from workflows import policies
     from workflows.inputs import parse_input
+    from workflows.steps import run_step
 
 EXAMPLE = "the input that BackupVm gives it"
 
@@ -30,11 +31,12 @@ class RemoveSnapshot:
             "This is tried again without limit. Look at the VM in vCenter: a locked file, a disconnected host or "
             "a full datastore is the usual cause."
         )
-        removal = await workflow.execute_activity_method(
+        removal = await run_step(
             Snapshots.remove_snapshot,
             request.removal,
             summary="Step 13 · remove the snapshot (without limit)",
-            **policies.REMOVAL_UNLIMITED,
+            queue=policies.ACCESS_NODES_QUEUE,
+            policy=policies.REMOVAL_UNLIMITED,
         )
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set("Removed")])
         return removal

@@ -10,6 +10,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.restore import RestoreDesk, Restores
+
     from safehaul.messages.restore import (
         OpenRestoreInput,
         RestoredDisk,
@@ -25,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.coordinator import ping
     from workflows.inputs import parse_input
     from workflows.snapshot_guard import uninterrupted
+    from workflows.steps import run_step
     from workflows.vm_report import explain, table_cell
 
 EXAMPLE = '{"backup": "VC.GUID/TIME-ID", "name": "web-1 restored", "datastore": "nfs-gold"}'
@@ -39,11 +41,12 @@ class RestoreVm:
         """Plans, writes and compares each disk, writes the VM's files, registers the VM in vCenter."""
         request = parse_input(RestoreVmRequest, raw, more, EXAMPLE)
         started_at = workflow.now()
-        settings = await workflow.execute_activity_method(
+        settings = await run_step(
             RestoreDesk.open_restore,
             OpenRestoreInput(request=request),
             summary=f"Open the restore of {request.backup}",
-            **policies.COMMSERVE,
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
         workflow.upsert_search_attributes(
             [
@@ -81,12 +84,12 @@ class RestoreVm:
         )
 
     async def _prepare(self, ref: RestoreRef) -> RestorePlan:
-        plan = await workflow.execute_activity_method(
+        plan = await run_step(
             Restores.prepare_restore,
             ref,
-            task_queue=policies.control_queue(ref.node),
+            queue=policies.control_queue(ref.node),
             summary="Check the target and make the new VM's directory",
-            **policies.VM_STEP,
+            policy=policies.VM_STEP,
         )
         _stop_if_cancelled()
         return plan
@@ -99,32 +102,32 @@ class RestoreVm:
                 f"{table_cell(disk.label)} ({number} of {len(plan.disks)})"
             )
             disks.append(
-                await workflow.execute_activity_method(
+                await run_step(
                     Restores.restore_disk,
                     RestoreDiskInput(ref=ref, plan=plan, disk=disk),
-                    task_queue=policies.streams_queue(ref.node),
+                    queue=policies.streams_queue(ref.node),
                     summary=f"Write and compare {disk.label} ({number} of {len(plan.disks)})",
-                    **policies.RESTORE_DISK,
+                    policy=policies.RESTORE_DISK,
                 )
             )
             _stop_if_cancelled()
         return disks
 
     async def _finish(self, ref: RestoreRef, plan: RestorePlan) -> str:
-        await workflow.execute_activity_method(
+        await run_step(
             Restores.write_vm_files,
             RestoreStep(ref=ref, plan=plan),
-            task_queue=policies.control_queue(ref.node),
+            queue=policies.control_queue(ref.node),
             summary="Write the new VM's .vmx and its other files",
-            **policies.VM_STEP,
+            policy=policies.VM_STEP,
         )
         _stop_if_cancelled()
-        registered = await workflow.execute_activity_method(
+        registered = await run_step(
             Restores.register_vm,
             RestoreStep(ref=ref, plan=plan),
-            task_queue=policies.control_queue(ref.node),
+            queue=policies.control_queue(ref.node),
             summary="Register the VM in vCenter, powered off",
-            **policies.VM_STEP,
+            policy=policies.VM_STEP,
         )
         return registered.moref
 
@@ -144,12 +147,12 @@ async def _answering_node(settings: RestoreSettings) -> str:
 async def _discard(ref: RestoreRef) -> None:
     """Remove what this restore made; a failure of that is told by the directory's own marker file."""
     try:
-        await workflow.execute_activity_method(
+        await run_step(
             Restores.discard_restore,
             ref,
-            task_queue=policies.control_queue(ref.node),
+            queue=policies.control_queue(ref.node),
             summary="Remove what was written",
-            **policies.VM_STEP,
+            policy=policies.VM_STEP,
         )
     except ActivityError as error:
         workflow.logger.warning("the directory of %s is left behind: %s", ref.settings.name, explain(error))

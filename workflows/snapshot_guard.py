@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from temporalio.common import (
     TypedSearchAttributes,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ActivityError, TimeoutError, TimeoutType, WorkflowAlreadyStartedError
-from temporalio.workflow import ActivityConfig, ParentClosePolicy
+from temporalio.exceptions import ActivityError, TimeoutType, WorkflowAlreadyStartedError
+from temporalio.exceptions import TimeoutError as StepTimeout
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
@@ -37,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
         VmRef,
     )
     from workflows import policies
+    from workflows.steps import run_step
     from workflows.vm_report import explain
 
 ResultT = TypeVar("ResultT")
@@ -88,7 +91,6 @@ async def remove_snapshot(
         plan=plan,
         moref=snapshot.moref if snapshot else "",
         before=inspection.state if inspection else None,
-        directories=inspection.directories if inspection else {},
     )
     handover = timedelta(seconds=vm.options.removal_handover_s)
     try:
@@ -130,13 +132,13 @@ async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Remova
 
 
 async def _try_on(queue: str, removal: RemovalInput, handover: timedelta) -> Removal:
-    config: ActivityConfig = {**policies.REMOVAL, "schedule_to_close_timeout": handover}
-    return await workflow.execute_activity_method(
+    policy = replace(policies.REMOVAL, schedule_to_close=handover)
+    return await run_step(
         Snapshots.remove_snapshot,
         removal,
-        task_queue=queue,
+        queue=queue,
         summary="Step 13 · remove the snapshot",
-        **config,
+        policy=policy,
     )
 
 
@@ -145,4 +147,4 @@ def _pair(key: SearchAttributeKey[str], value: str) -> SearchAttributePair[str]:
 
 
 def _nobody_took_it(error: ActivityError) -> bool:
-    return isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.SCHEDULE_TO_START
+    return isinstance(error.cause, StepTimeout) and error.cause.type is TimeoutType.SCHEDULE_TO_START

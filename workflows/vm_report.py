@@ -12,10 +12,10 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     FailureError,
-    TimeoutError,
     TimeoutType,
     is_cancelled_exception,
 )
+from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import (
@@ -39,7 +39,7 @@ def explain(error: BaseException) -> str:
     reason: BaseException = error
     while isinstance(reason, FailureError) and reason.cause is not None:
         reason = reason.cause
-    if isinstance(reason, TimeoutError):
+    if isinstance(reason, StepTimeout):
         where = error.activity_type if isinstance(error, ActivityError) else "a step"
         queue = "its worker"
         if reason.type is TimeoutType.SCHEDULE_TO_START:

@@ -37,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.job_signals import Mailbox
     from workflows.ledger import Gift, Ledger
     from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
+    from workflows.steps import run_step
 
 
 class VmRunner:
@@ -108,8 +109,12 @@ class VmRunner:
     async def _close(self, close: CloseJobInput, record: RecordJobInput) -> JobReport:
         if not self._coordinator.leased:
             # The job failed before it had a coordinator with a lease: the CommServe reports it itself.
-            return await workflow.execute_activity_method(
-                CommServe.report_unled_job, close, summary="Report the job", **policies.COMMSERVE
+            return await run_step(
+                CommServe.report_unled_job,
+                close,
+                summary="Report the job",
+                queue=policies.COMMSERVE_QUEUE,
+                policy=policies.COMMSERVE,
             )
         await self.write_reports(at_least=1)
         report = await self._coordinator.ask_surely(
@@ -124,8 +129,12 @@ class VmRunner:
             ),
             "Step 17 · report the job's result",
         )
-        await workflow.execute_activity_method(
-            CommServe.record_job, record, summary="Record the job in the catalogue", **policies.COMMSERVE
+        await run_step(
+            CommServe.record_job,
+            record,
+            summary="Record the job in the catalogue",
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
         return report
 
@@ -277,11 +286,12 @@ class VmRunner:
         children = [child for child in self._ledger.state.running.values() if child.started_at < soon]
         if not children:
             return
-        result = await workflow.execute_activity_method(
+        result = await run_step(
             CommServe.reconcile,
             ReconcileInput(job_id=self._job_id, children=children),
             summary=f"Compare {len(children)} running VMs with the server",
-            **policies.COMMSERVE,
+            queue=policies.COMMSERVE_QUEUE,
+            policy=policies.COMMSERVE,
         )
         waiting = {item.child_id for item in self._mailbox.inbox}
         for closed in result.closed:

@@ -59,6 +59,12 @@ class JobSettings(Message):
     options: VmOptions = Field(default_factory=VmOptions)
 
 
+class PingInput(Message):
+    """Which node is asked for a sign of life."""
+
+    node: str
+
+
 class PingAnswer(Message):
     """A node's sign of life."""
 

@@ -29,6 +29,8 @@ class VmOptions(Message):
     """Take a crash-consistent snapshot when quiescing is refused (and say so in the report)."""
     debt: str = "refuse"
     """`refuse` or `warn`: what to do with a VM that needed consolidation before we came."""
+    pending_snapshot: str = "refuse"
+    """`refuse` or `proceed`: what to do with a VM whose last backup's snapshot is still being removed."""
     min_free_bytes: int = 0
     """Least free space of each of the VM's datastores before a snapshot is made, and while it is held."""
     max_hold_s: float = 4 * 3600.0
@@ -79,9 +81,6 @@ class Inspection(Message):
     """The VM before we touched it (vmware-facts 13): what any later state is compared with."""
 
     state: VmState
-    directories: dict[str, list[str]]
-    """Datastore directory → names of its files, before step 6."""
-    nas_disk_keys: list[int]
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -119,7 +118,7 @@ class FileIdentity(Message):
     path: str
     size_bytes: int
     mtime_ns: int
-    file_id: int
+    file_id: int | None = None
 
 
 class DiskTransport(Message):
@@ -169,6 +168,8 @@ class SpooledFile(Message):
     type: str
     path: str
     """Datastore path that it was read from."""
+    spool_name: str
+    """Its name in the spool, which is never the file's own."""
     size_bytes: int
 
 
@@ -193,6 +194,7 @@ class OpenBackupInput(Message):
     vm: VmRef
     session_id: str
     vm_group: str
+    snapshot: SnapshotRef
 
 
 class BackupSession(Message):
@@ -212,11 +214,10 @@ class StoreFilesInput(Message):
 
 
 class StoredFile(Message):
-    """A VM's file in the repository; `entry` is the manifest's own record of it."""
+    """A VM's file in the repository."""
 
     name: str
     size_bytes: int
-    entry: dict[str, Any]
 
 
 class StoredFiles(Message):
@@ -250,8 +251,6 @@ class TransferResult(Message):
     bytes_stored: int = 0
     packs: int = 0
     seconds: float = 0.0
-    entry: dict[str, Any]
-    """The manifest's own record of the disk."""
 
 
 class FinishInput(Message):
@@ -300,7 +299,6 @@ class RemovalInput(Message):
     moref: str = ""
     """Empty when the creation's answer was lost: then the snapshot is found by name and marker."""
     before: VmState | None = None
-    directories: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class Removal(Message):

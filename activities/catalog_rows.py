@@ -1,0 +1,100 @@
+"""The catalogue's rows, made from what the repository holds: the same rows now and after a rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from safehaul.catalog.rows import BackupRow, DiskRow, JobRow, JobVmRow
+from safehaul.errors import SafehaulError
+from safehaul.media.manifest import BackupIndex, Manifest, list_backups, read_index, read_manifest
+from safehaul.media.repository import Repository
+from safehaul.messages.job import JobReport
+from safehaul.messages.vm import VmReport
+
+
+def backup_row(manifest: Manifest, index: BackupIndex | None, media_agent: str) -> BackupRow:
+    """A backup as the catalogue lists it. Without an index the backup is restorable, but not Completed."""
+    return BackupRow(
+        vc_guid=manifest.vc_guid,
+        backup_id=manifest.backup_id,
+        vm_name=manifest.vm_name,
+        vm_group=manifest.vm_group,
+        job_id=manifest.job_id,
+        media_agent=media_agent,
+        status=index.status if index else "Unindexed",
+        reason=index.reason if index else "",
+        access_node=str(manifest.snapshot.details.get("access_node", "")),
+        vcenter=str(manifest.snapshot.details.get("vcenter", "")),
+        snapshot_created=manifest.snapshot.created,
+        committed=manifest.committed,
+        capacity_bytes=sum(disk.capacity_bytes for disk in manifest.disks),
+        read_bytes=sum(disk.stats.bytes_read for disk in manifest.disks),
+        stored_bytes=sum(disk.stats.bytes_stored for disk in manifest.disks),
+        disks=[
+            DiskRow(
+                key=disk.key,
+                label=disk.label,
+                transport=disk.transport,
+                capacity_bytes=disk.capacity_bytes,
+                read_bytes=disk.stats.bytes_read,
+                stored_bytes=disk.stats.bytes_stored,
+            )
+            for disk in manifest.disks
+        ]
+        + [
+            DiskRow(key=item.key or 0, label=item.label, transport="none", reason=item.reason)
+            for item in manifest.skipped
+            if item.kind == "disk"
+        ],
+        warnings=[*manifest.warnings, *(index.warnings if index else [])],
+    )
+
+
+def job_row(report: JobReport) -> JobRow:
+    """A job as the catalogue lists it."""
+    return JobRow(
+        job_id=report.job_id,
+        workflow_id=report.workflow_id,
+        vm_group=report.vm_group,
+        status=report.status,
+        reason=report.reason,
+        coordinator=report.coordinator,
+        started=report.started_at.isoformat(),
+        ended=report.ended_at.isoformat(),
+        vms=report.totals.vms,
+        completed=report.totals.completed,
+        partial=report.totals.partial,
+        failed=report.totals.failed,
+        cancelled=report.totals.cancelled,
+        read_bytes=report.totals.bytes_read,
+        stored_bytes=report.totals.bytes_stored,
+    )
+
+
+def job_vm_rows(report: JobReport, vms: Sequence[VmReport]) -> list[JobVmRow]:
+    """A job's VMs as the catalogue lists them."""
+    return [
+        JobVmRow(
+            job_id=report.job_id,
+            vc_guid=vm.vc_guid,
+            vm_name=vm.name,
+            status=vm.status,
+            reason=vm.reason,
+            access_node=vm.node,
+            backup_id=vm.backup_id,
+            read_bytes=vm.bytes_read,
+            stored_bytes=vm.bytes_stored,
+        )
+        for vm in vms
+    ]
+
+
+def rows_of_repository(
+    repository: Repository, media_agent: str
+) -> Iterator[BackupRow | tuple[str, SafehaulError]]:
+    """Every backup's row, for a rebuild; a backup that cannot be read comes as its name and the error."""
+    for ref in list_backups(repository):
+        try:
+            yield backup_row(read_manifest(repository, ref), read_index(repository, ref), media_agent)
+        except SafehaulError as error:  # one damaged manifest must not hide the others
+            yield f"{ref.vc_guid}/{ref.backup_id}", error

@@ -1,0 +1,183 @@
+"""Steps 10, 12 and 14 at the MediaAgent, and step 14 at the access node: open, seal, mark, index."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+
+from activities.beat import keep_alive
+from activities.disks import check_same
+from activities.errors import step
+from activities.peers import Peers
+from activities.records import catalog_backup
+from activities.spool import spool_directory
+from safehaul.errors import IntegrityError, PolicyError
+from safehaul.media import manifest, seal, sessions
+from safehaul.messages.vm import (
+    BackupSession,
+    CompletionMark,
+    DiskTransport,
+    IndexInput,
+    IndexWritten,
+    MarkInput,
+    OpenBackupInput,
+    SealedBackup,
+    SealInput,
+)
+from safehaul.vsphere import vms
+
+
+class MediaAgentIndexing:
+    """Activities of the MediaAgent's queue."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    @step("open_backup")
+    def open_backup(self, arg: OpenBackupInput) -> BackupSession:
+        """Step 10: opens the backup of the VM: a session of the repository, named by workflow run and snapshot.
+
+        Keyed by the session id: a second run returns the same session, and another snapshot under the same id is
+        refused. Errors: the session is sealed, or the repository is damaged.
+        """
+        repository = self._peers.repository(arg.vm.media_agent)
+        session = sessions.open_session(
+            repository,
+            arg.session_id,
+            vc_guid=arg.vm.vc_guid,
+            vm_name=arg.vm.name,
+            vm_group=arg.vm_group,
+            job_id=arg.vm.job_id,
+            point_in_time=f"{arg.snapshot.moref} {arg.snapshot.name}",
+        )
+        previous = manifest.latest_manifest(repository, arg.vm.vc_guid)
+        return BackupSession(
+            session_id=arg.session_id,
+            previous_backup_id=previous.backup_id if previous else "",
+            resumed=bool(session.disk_keys()),
+        )
+
+    @step("seal_backup")
+    def seal_backup(self, arg: SealInput) -> SealedBackup:
+        """Step 12: reads back every pack that the backup wrote, then commits the manifest, put-if-absent.
+
+        Keyed by the session: a second run verifies what the first one had not, and returns the same backup.
+        From its end the backup is restorable. Does not stop for a cancel. Heartbeats with bytes read back.
+        Errors: a disk that was not read to its end, or changed while it was read; stored bytes that are damaged.
+        """
+        session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
+        self._check_complete(arg)
+        verified = seal.verify_session(session, heartbeat=keep_alive)
+        contents = manifest.BackupContents(
+            disks=[_description(disk) for disk in arg.transport.readable],
+            skipped=[
+                manifest.Skipped(kind="disk", key=item.disk.key, label=item.disk.label, reason=item.reason)
+                for item in arg.transport.skipped
+            ],
+            snapshot=manifest.SnapshotRecord(
+                name=arg.snapshot.name,
+                moref=arg.snapshot.moref,
+                created=arg.snapshot.created,
+                quiesced=arg.snapshot.quiesced,
+                details={
+                    "vcenter": arg.vm.vcenter,
+                    "job": arg.job_workflow_id,
+                    "access_node": arg.vm.node,
+                    "vm_moref": arg.vm.moref,
+                },
+            ),
+            hardware=arg.transport.hardware,
+            warnings=arg.snapshot.warnings,
+        )
+        ref = seal.commit(session, contents, heartbeat=keep_alive)
+        return SealedBackup(
+            backup_id=ref.backup_id, packs_verified=verified.packs, bytes_verified=verified.stored_bytes
+        )
+
+    @step("write_index")
+    def write_index(self, arg: IndexInput) -> IndexWritten:
+        """Step 14: writes the VM's index, with the record of the snapshot's removal, and the catalogue's rows.
+
+        Keyed by the backup: a second run with the same index changes nothing. Errors: the access node has not
+        marked the VM completed, or the snapshot is not gone.
+        """
+        if not arg.removal.gone or not arg.mark.snapshot_absent or not arg.mark.node:
+            raise PolicyError(
+                f"VM {arg.vm.name!r} cannot be indexed as {arg.report.status}: its snapshot is not proved gone"
+            )
+        repository = self._peers.repository(arg.vm.media_agent)
+        index = manifest.BackupIndex(
+            backup_id=arg.backup_id,
+            vc_guid=arg.vm.vc_guid,
+            status=arg.report.status,
+            reason=arg.report.reason,
+            access_node=arg.vm.node,
+            steps={number: f"{seconds:g} s" for number, seconds in arg.report.step_seconds.items()},
+            removal=arg.removal.record,
+            warnings=arg.report.warnings,
+            details={
+                "report": arg.report.model_dump(mode="json"),
+                "marked_at": arg.mark.marked_at.isoformat(),
+                "spool_removed": arg.mark.spool_removed,
+            },
+        )
+        manifest.write_index(repository, index)
+        ref = manifest.BackupRef(arg.vm.vc_guid, arg.backup_id)
+        catalog_backup(
+            self._peers.catalog(), manifest.read_manifest(repository, ref), index, arg.vm.media_agent
+        )
+        return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref))
+
+    def _check_complete(self, arg: SealInput) -> None:
+        """Every disk was read to its end and its source was the same at the end as at the start."""
+        read = {item.disk_key for item in arg.transfers}
+        for disk in arg.transport.readable:
+            if disk.disk.key not in read:
+                raise IntegrityError(
+                    f"{disk.disk.label} of VM {arg.vm.name!r} was not read: nothing is committed"
+                )
+            check_same(disk.disk.label, disk.identity, arg.done.disk_identities.get(str(disk.disk.key), []))
+        if arg.done.snapshot_moref != arg.snapshot.moref or not arg.files.files:
+            raise IntegrityError(
+                f"VM {arg.vm.name!r}: steps 10 and 12 have not left their results: not committed"
+            )
+
+
+class AccessNodeIndexing:
+    """Activity of an access node's control queue."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    @step("mark_completed")
+    def mark_completed(self, arg: MarkInput) -> CompletionMark:
+        """Step 14: marks the VM completed: looks in vCenter once more that the snapshot is gone, and empties the
+        VM's spool. A second run does the same. Errors: the snapshot is there.
+        """
+        state = vms.vm_state(self._peers.vcenter(arg.vm.vcenter), arg.vm.moref)
+        if any(node.moref == arg.snapshot.moref for node in state.snapshots):
+            raise PolicyError(
+                f"snapshot {arg.snapshot.moref} of VM {arg.vm.name!r} is still in vCenter after its removal"
+            )
+        spool = spool_directory(self._peers, arg.vm)
+        shutil.rmtree(spool, ignore_errors=True)
+        return CompletionMark(
+            node=arg.vm.node,
+            marked_at=datetime.now(UTC),
+            snapshot_absent=True,
+            spool_removed=not spool.exists(),
+        )
+
+
+def _description(item: DiskTransport) -> manifest.DiskDescription:
+    disk = item.disk
+    return manifest.DiskDescription(
+        key=disk.key,
+        label=disk.label,
+        capacity_bytes=disk.capacity_bytes,
+        path=disk.path,
+        uuid=disk.uuid,
+        change_id=disk.change_id,
+        transport=item.transport,
+        details={"format": item.format, "export": item.export, "controller_key": disk.controller_key},
+    )

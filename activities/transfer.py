@@ -1,0 +1,203 @@
+"""Steps 10, 11 and 12 on the access node: the VM's files and disks, from the filer to the repository."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from activities.beat import beat
+from activities.disks import check_same, identity_of, open_disk, volumes_of
+from activities.errors import step
+from activities.peers import Peers
+from activities.spool import spool_directory
+from safehaul.errors import IntegrityError, NotFoundError, PolicyError, VmMovedError
+from safehaul.media import manifest, sessions
+from safehaul.media.disk_map import DiskMap
+from safehaul.media.files import FileWriter
+from safehaul.media.writer import DiskWriter
+from safehaul.messages.inventory import VmDisk
+from safehaul.messages.vm import (
+    FinishInput,
+    ReadingDone,
+    StoredFile,
+    StoredFiles,
+    StoreFilesInput,
+    TransferInput,
+    TransferResult,
+)
+from safehaul.vmdk.chain import DiskChain
+from safehaul.vsphere import inventory, vms
+
+# Two buffers a stream: one is read into while the other is hashed and compressed.
+READ_BYTES = 8 * 1024 * 1024
+WATCH_EVERY_S = 30.0
+
+
+class Transfers:
+    """`transfer_disk` runs on the node's streams; the others on its control queue."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    @step("store_files")
+    def store_files(self, arg: StoreFilesInput) -> StoredFiles:
+        """Step 10: puts the VM's files from the spool into the opened backup.
+
+        A second run stores them again, which replaces the first run's. Heartbeats with each file. Errors: the
+        spool is empty (step 9 ran elsewhere), the session is sealed.
+        """
+        spool = spool_directory(self._peers, arg.vm)
+        session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
+        stored: list[StoredFile] = []
+        with FileWriter(session) as writer:
+            for file in arg.files.files:
+                beat(file.name)
+                kept = writer.add(file.path, file.type, spool / file.spool_name)
+                if kept.size_bytes != file.size_bytes:
+                    raise IntegrityError(
+                        f"file {file.name!a} has {kept.size_bytes} bytes in the spool, {file.size_bytes} came"
+                    )
+                stored.append(StoredFile(name=file.name, size_bytes=kept.size_bytes))
+            writer.finish()
+        return StoredFiles(files=stored)
+
+    @step("transfer_disk")
+    def transfer_disk(self, arg: TransferInput) -> TransferResult:
+        """Step 11: reads one of the snapshot's disks over NFS and writes it to the MediaAgent's repository.
+
+        Keyed by session and disk: a second run, here or on another node, goes on from what the repository has
+        recorded as durable, under the same snapshot. Heartbeats with the bytes done. Errors: the VM moved, the
+        snapshot is held too long or the datastore gets too full (both remove the snapshot), an unreadable file.
+        """
+        disk = arg.transport.disk
+        repository = self._peers.repository(arg.vm.media_agent)
+        session = sessions.find_session(repository, arg.session.session_id)
+        started = time.monotonic()
+        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        self._check_snapshot(arg)
+        watch = _Watch(self._peers, arg)
+        try:
+            with (
+                open_disk(self._peers, volumes, disk) as chain,
+                DiskWriter(
+                    session, disk.key, disk.capacity_bytes, previous=self._previous(arg, disk)
+                ) as writer,
+            ):
+                check_same(disk.label, arg.transport.identity, identity_of(chain))
+                _copy(chain, writer, watch)
+                summary = writer.finish()
+                check_same(disk.label, arg.transport.identity, identity_of(chain))
+        except NotFoundError as error:
+            raise VmMovedError(
+                f"{disk.label} of VM {arg.vm.name!r} is no longer where it was: {error}"
+            ) from error
+        stats = summary.stats
+        return TransferResult(
+            disk_key=disk.key,
+            label=disk.label,
+            bytes_capacity=disk.capacity_bytes,
+            bytes_read=stats.bytes_read,
+            bytes_resumed=summary.resumed_at_bytes,
+            bytes_zero=stats.bytes_zero,
+            bytes_deduplicated=stats.bytes_deduplicated + stats.bytes_unchanged,
+            bytes_stored=stats.bytes_stored,
+            packs=stats.packs,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    @step("finish_reading")
+    def finish_reading(self, arg: FinishInput) -> ReadingDone:
+        """Step 12: the access node's part of the backup ends: every handle is closed, and the source is the same.
+
+        Compares each frozen file's identity with step 8's, and the snapshot's moref. Changes nothing; a second
+        run looks again. Heartbeats with each disk. Errors: a file changed, or the snapshot is gone: the VM was
+        moved or reverted while it was read.
+        """
+        self._snapshot_must_stand(arg.vm.vcenter, arg.vm.moref, arg.vm.name, arg.snapshot.moref)
+        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        identities = {}
+        for item in arg.disks:
+            beat(item.disk.label)
+            with open_disk(self._peers, volumes, item.disk) as chain:
+                now = identity_of(chain)
+            check_same(item.disk.label, item.identity, now)
+            identities[str(item.disk.key)] = now
+        return ReadingDone(disk_identities=identities, snapshot_moref=arg.snapshot.moref)
+
+    def _check_snapshot(self, arg: TransferInput) -> None:
+        self._snapshot_must_stand(arg.vm.vcenter, arg.vm.moref, arg.vm.name, arg.snapshot.moref)
+
+    def _snapshot_must_stand(self, vcenter: str, vm_moref: str, name: str, moref: str) -> None:
+        state = vms.vm_state(self._peers.vcenter(vcenter), vm_moref)
+        if all(node.moref != moref for node in state.snapshots):
+            raise VmMovedError(
+                f"snapshot {moref} of VM {name!r} is gone although we had not removed it: somebody else removed or "
+                "reverted it; the VM is backed up again by the next job"
+            )
+
+    def _previous(self, arg: TransferInput, disk: VmDisk) -> DiskMap | None:
+        """The same disk's map in the VM's last backup: tells what has not changed."""
+        if not arg.session.previous_backup_id:
+            return None
+        repository = self._peers.repository(arg.vm.media_agent)
+        ref = manifest.BackupRef(arg.vm.vc_guid, arg.session.previous_backup_id)
+        try:
+            return manifest.read_manifest(repository, ref).disk_map(repository, disk.key)
+        except NotFoundError:
+            # The disk is new, or that backup has been forgotten: everything is compared with the index alone.
+            return None
+
+
+class _Watch:
+    """Looks now and then whether the snapshot may still be held (vmware-facts 15), and heartbeats."""
+
+    def __init__(self, peers: Peers, arg: TransferInput) -> None:
+        self._peers = peers
+        self._arg = arg
+        self._due = time.monotonic() + WATCH_EVERY_S
+
+    def look(self, done_bytes: int) -> None:
+        """Heartbeat; PolicyError when the snapshot has been held too long or a datastore is too full."""
+        beat(done_bytes, self._arg.transport.disk.capacity_bytes)
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + WATCH_EVERY_S
+        arg = self._arg
+        held_s = (datetime.now(UTC) - arg.snapshot_created_at).total_seconds()
+        if held_s > arg.options.max_hold_s:
+            raise PolicyError(
+                f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
+                f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
+            )
+        used = arg.transport.disk.path[1:].split("]", 1)[0]
+        for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
+            if volume.datastore == used and volume.free_bytes < arg.options.min_free_bytes:
+                raise PolicyError(
+                    f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
+                    f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
+                )
+
+
+def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
+    """Read the disk from where the writer needs it to its end, one buffer ahead of the writer."""
+    offset = writer.resume_offset_bytes
+    if offset >= chain.capacity_bytes:
+        return
+    buffers = [bytearray(READ_BYTES), bytearray(READ_BYTES)]
+
+    def read(at: int, buffer: bytearray) -> int:
+        length = min(READ_BYTES, chain.capacity_bytes - at)
+        return chain.read_into(at, memoryview(buffer)[:length])
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
+        pending: Future[int] = ahead.submit(read, offset, buffers[0])
+        while offset < chain.capacity_bytes:
+            watch.look(offset)
+            length = pending.result()
+            full = buffers[0]
+            buffers.reverse()
+            if offset + length < chain.capacity_bytes:
+                pending = ahead.submit(read, offset + length, buffers[0])
+            writer.write(memoryview(full)[:length], offset)
+            offset += length

@@ -1,0 +1,284 @@
+"""A whole data centre on loopback: hosts, vCenter, filers, Temporal, and safehaul's own workers as processes.
+
+    with DataCentre(Path("/tmp/dc"), demo_site(6)) as lab:
+        lab.start_workers()
+        lab.temporal.cli("workflow", "start", …)
+
+Everything is below one directory and everything that was started is ended by pid. When `worker_uid` is given the
+workers run as that user, who can read neither the datastores nor the hosts' state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sys
+
+from lab.esx.client import HostClient
+from lab.filer import Filer
+from lab.processes import LabError, LabProcess, free_port, tool
+from lab.site import BACKUP_USER, LAB_PASSWORD, Site, build
+from lab.temporal import TemporalServer
+
+PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
+VM_GROUP = "demo"
+MEDIA_AGENT = "vault"
+
+
+class DataCentre:
+    """Starts what a site needs, writes the configuration that fits, and ends it all."""
+
+    def __init__(
+        self,
+        directory: Path,
+        site: Site,
+        *,
+        nodes: tuple[str, ...] = ("node-1", "node-2"),
+        streams: int = 2,
+        distribution: str = "dynamic",
+        worker_uid: int | None = None,
+        ui: bool = True,
+        pack_size: str = "1 MiB",
+    ) -> None:
+        self.directory = directory
+        self.site = site
+        self.nodes = nodes
+        self.streams = streams
+        self.distribution = distribution
+        self.worker_uid = worker_uid
+        self._pack_size = pack_size
+        self.state = directory / "hosts"
+        self.home = directory / "safehaul"
+        self.config = self.home / "safehaul.toml"
+        self.temporal = TemporalServer(directory / "temporal", ui=ui)
+        self.filer = Filer(self.state / "datastores", state=directory / "filer")
+        self.restore_filer = Filer(
+            self.state / "datastores", state=directory / "restore-filer", writable=True
+        )
+        self.processes: dict[str, LabProcess] = {}
+        self.workers: dict[str, LabProcess] = {}
+        self.vcenter: dict[str, Any] = {}
+        self._hosts: HostClient | None = None
+        self._hosts_port = free_port()
+        self._vcenter_port = free_port()
+
+    @property
+    def hosts(self) -> HostClient:
+        """The simulated hosts: the truth about every VM."""
+        assert self._hosts is not None, "start() comes first"
+        return self._hosts
+
+    @property
+    def repository(self) -> Path:
+        """Directory of the MediaAgent's repository."""
+        return self.home / "repository"
+
+    def start(self) -> None:
+        """Start hosts, vCenter, filers and Temporal; write the configuration; make the repository."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o755)
+        build(self.site, self.state)
+        self.state.chmod(0o700)
+        self.start_hosts()
+        self.start_vcenter()
+        self.filer.start()
+        self.filer.assert_coherent()
+        self.restore_filer.start()
+        self.temporal.start()
+        self._write_configuration()
+        self.safehaul("repo", "init", "--media-agent", MEDIA_AGENT)
+
+    def start_hosts(self) -> None:
+        """Start (or start again) the hosts' process."""
+        answer = self._start_lab(
+            "hosts", "lab.esx", "--state", str(self.state), "--port", str(self._hosts_port)
+        )
+        self._hosts = HostClient(str(answer["url"]))
+
+    def start_vcenter(self) -> None:
+        """Start (or start again) the vCenter process; sessions do not survive, as with a real one."""
+        self.vcenter = self._start_lab(
+            "vcenter",
+            "lab.vcenter",
+            *("--esx", f"http://127.0.0.1:{self._hosts_port}"),
+            *("--port", str(self._vcenter_port)),
+            *("--state", str(self.directory / "vcenter")),
+            *("--log", str(self.directory / "vcenter-calls.jsonl")),
+        )
+
+    def start_workers(self) -> None:
+        """Start the three kinds of worker, each as a process, and wait until each is ready."""
+        roles = [
+            ("commserve",),
+            ("media-agent", MEDIA_AGENT),
+            *(("access-node", node) for node in self.nodes),
+        ]
+        for role in roles:
+            self.start_worker(*role, wait=False)
+        for worker in self.workers.values():
+            worker.wait_until(worker.says_ready)
+
+    def start_worker(self, *role: str, wait: bool = True) -> LabProcess:
+        """Start one worker with `safehaul worker ROLE [NAME]`."""
+        name = ".".join(role)
+        log = self.directory / "logs" / f"{name}.log"
+        log.unlink(missing_ok=True)
+        worker = LabProcess(
+            name,
+            [tool("safehaul"), "worker", *role],
+            log,
+            environment=self.environment,
+            uid=self.worker_uid,
+            directory=self.home,
+        )
+        self.workers[name] = worker
+        if wait:
+            worker.wait_until(worker.says_ready)
+        return worker
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What safehaul's processes are given: where the configuration is, and the secret it refers to."""
+        return {"SAFEHAUL_CONFIG": str(self.config), PASSWORD_VARIABLE: LAB_PASSWORD}
+
+    def safehaul(self, *arguments: str, timeout_s: float = 300.0, check: bool = True) -> str:
+        """Run the `safehaul` command and return what it printed. Raises LabError when it fails."""
+        done = subprocess.run(
+            [tool("safehaul"), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            cwd=self.home,
+            env=dict(os.environ) | self.environment,
+            user=self.worker_uid,
+            group=self.worker_uid,
+            extra_groups=[] if self.worker_uid is not None else None,
+        )
+        if check and done.returncode:
+            raise LabError(
+                f"`safehaul {' '.join(arguments)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
+        return done.stdout
+
+    def served_bytes(self) -> int:
+        """File bytes that the read-only filer has served since it started."""
+        return self.filer.served_bytes()
+
+    def left_behind(self) -> list[str]:
+        """Names of the lab's processes that still run; empty after `stop`."""
+        return [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+
+    def stop(self) -> None:
+        """End everything, workers first; a second call does nothing."""
+        for worker in self.workers.values():
+            worker.terminate()
+        for worker in self.workers.values():
+            worker.stop()
+        self.temporal.stop()
+        for name in ("vcenter", "hosts"):
+            if name in self.processes:
+                self.processes[name].stop()
+        self.filer.stop()
+        self.restore_filer.stop()
+
+    def remove(self) -> None:
+        """Delete everything that the data centre wrote."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start_lab(self, name: str, module: str, *arguments: str) -> dict[str, Any]:
+        log = self.directory / "logs" / f"{name}.log"
+        log.unlink(missing_ok=True)
+        process = LabProcess(name, [sys.executable, "-m", module, *arguments], log)
+        self.processes[name] = process
+        process.wait_until(lambda: '"url"' in process.log_text())
+        line = next(line for line in process.log_text().splitlines() if '"url"' in line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _write_configuration(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config.write_text(self._configuration())
+        if self.worker_uid is not None:
+            for path in (self.home, self.config):
+                os.chown(path, self.worker_uid, self.worker_uid)
+
+    def _configuration(self) -> str:
+        exports = "".join(
+            self._export(table, store.name, store.remote_host, store.remote_path, port)
+            for store in self.site.datastores
+            if store.type in ("NFS", "NFS41")
+            for table, port in (("exports", self.filer.port), ("restore_exports", self.restore_filer.port))
+        )
+        nodes = "".join(
+            f'[[access_nodes]]\nname = "{node}"\nstreams = {self.streams}\nspool_dir = "{self.home / "spool"}"\n\n'
+            for node in self.nodes
+        )
+        return f"""\
+# Written by the lab: a data centre on loopback.
+installation_id = "{uuid.uuid4()}"
+
+[temporal]
+address = "{self.temporal.address}"
+
+[catalog]
+url = "sqlite:///{self.home / "catalog.db"}"
+
+[[vcenters]]
+name = "lab"
+url = "{self.vcenter["url"]}"
+user = "{BACKUP_USER}"
+password = {{ env = "{PASSWORD_VARIABLE}" }}
+thumbprint_sha256 = "{self.vcenter["thumbprint"]}"
+
+{exports}{nodes}[[media_agents]]
+name = "{MEDIA_AGENT}"
+repository = "file://{self.repository}"
+pack_size_bytes = "{self._pack_size}"
+
+[[vm_groups]]
+name = "{VM_GROUP}"
+vcenter = "lab"
+media_agent = "{MEDIA_AGENT}"
+rules = [{{ name = "*" }}]
+distribution = "{self.distribution}"
+min_free_bytes = "1 MiB"
+"""
+
+    def _export(self, table: str, name: str, remote_host: str, remote_path: str, port: int) -> str:
+        # rclone speaks version 3 only, also for what the hosts mount as 4.1, and needs no reserved port.
+        return f"""\
+[[{table}]]
+name = "{name}"
+remote_hosts = ["{remote_host}"]
+remote_path = "{remote_path}"
+address = "127.0.0.1"
+path = "/{name}"
+version = "3"
+nfs_port = {port}
+mount_port = {port}
+reserved_port = false
+uid = {os.getuid()}
+gid = {os.getgid()}
+
+"""

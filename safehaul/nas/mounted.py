@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_bits
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -39,6 +40,7 @@ class MountedExport:
             raise ValueError("the definition names no mount point")
         self.definition = definition
         self._files: list[_Handle] = []
+        self._lock = threading.Lock()
         try:
             self._root = os.open(definition.mounted_at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -148,9 +150,10 @@ class MountedExport:
 
     def close(self) -> None:
         """See `NasExport.close`."""
-        for file in self._files:
+        with self._lock:
+            files, self._files = self._files, []
+        for file in files:
             file.close()
-        self._files.clear()
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
@@ -179,8 +182,9 @@ class MountedExport:
                 f"{safe(path)} on {self.definition} is a {_kind(facts.st_mode).value}, not a regular file"
             )
         handle = _Handle(descriptor, self.definition, path, facts.st_size)
-        self._files = [file for file in self._files if file.descriptor >= 0]
-        self._files.append(handle)
+        with self._lock:
+            self._files = [file for file in self._files if file.descriptor >= 0]
+            self._files.append(handle)
         return handle
 
     @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -43,6 +45,8 @@ class NfsClientExport:
         """
         self.definition = definition
         self._file_ids_stable: bool | None = None
+        self._files: list[nfs_rs.File] = []
+        self._lock = threading.Lock()
         versions: list[str] = _AUTO_VERSIONS if definition.version == "auto" else [definition.version]
         try:
             self._client = nfs_rs.Client.connect(
@@ -91,11 +95,7 @@ class NfsClientExport:
     def open_read(self, path: str) -> NfsFile:
         """See `NasExport.open_read`."""
         info = self._regular(path)
-        try:
-            file = self._client.open(path, "rb")
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self.definition, "open", path) from error
-        return NfsFile(file, self.definition, path, info.size)
+        return NfsFile(self._open(path, "rb", "open"), self.definition, path, info.size)
 
     def read_small(self, path: str, limit_bytes: int) -> bytes:
         """See `NasExport.read_small`."""
@@ -138,10 +138,7 @@ class NfsClientExport:
         """See `NasExport.open_write`."""
         self._must_be_writable()
         self._regular(path)
-        try:
-            return NfsWriteFile(self._client.open(path, "r+b"), self.definition, path)
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self.definition, "open for writing", path) from error
+        return NfsWriteFile(self._open(path, "r+b", "open for writing"), self.definition, path)
 
     def make_directory_exclusive(self, path: str) -> None:
         """See `NasExport.make_directory_exclusive`."""
@@ -182,10 +179,14 @@ class NfsClientExport:
 
     def close(self) -> None:
         """See `NasExport.close`."""
-        try:
-            self._client.close()
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self.definition, "unmount") from error
+        # Unmounting only tells the filer that we are gone (RFC 1813, 5.2.3), and after a lost connection it cannot
+        # be told. Nothing is lost by that: every write was committed before it returned.
+        with self._lock:
+            closing: list[nfs_rs.File | nfs_rs.Client] = [*self._files, self._client]
+            self._files = []
+        for part in closing:
+            with contextlib.suppress(nfs_rs.NfsError, OSError):
+                part.close()
 
     def __enter__(self) -> Self:
         """Return the export itself."""
@@ -203,6 +204,16 @@ class NfsClientExport:
             return self._client.stat(path)
         except (nfs_rs.NfsError, OSError) as error:
             raise translate(error, self.definition, "look up", path) from error
+
+    def _open(self, path: str, mode: str, operation: str) -> nfs_rs.File:
+        try:
+            file = self._client.open(path, mode)
+        except (nfs_rs.NfsError, OSError) as error:
+            raise translate(error, self.definition, operation, path) from error
+        with self._lock:
+            self._files = [other for other in self._files if not other.closed]
+            self._files.append(file)
+        return file
 
     def _regular(self, path: str) -> nfs_rs.FileInfo:
         info = self._info(path)

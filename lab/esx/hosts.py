@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from lab.esx.api import (
     Operation,
     ReconfigSpec,
     Settings,
+    Task,
     TaskStarted,
     User,
     Violation,
@@ -48,6 +49,7 @@ class Hosts:
     def __init__(self, state_dir: Path) -> None:
         self.world = World(state_dir)
         self._runtimes = {moref: VmRuntime(self.world, moref) for moref in self.world.vms}
+        self._digests = ThreadPoolExecutor(1, thread_name_prefix="digest")
         self.runner = TaskRunner(
             self.world,
             {
@@ -74,9 +76,11 @@ class Hosts:
     def stop(self) -> None:
         """Stop guests and interrupt tasks; the next process goes on with them."""
         self.runner.stop()
+        self._digests.shutdown(wait=True, cancel_futures=True)
         for runtime in list(self._runtimes.values()):
             runtime.stop_guest()
-        self.world.store.close()
+        with self.world.changes:
+            self.world.store.close()
 
     def runtime(self, reference: str) -> VmRuntime:
         """A VM's runtime, by moref or name. Errors: HostError ManagedObjectNotFound."""
@@ -90,9 +94,7 @@ class Hosts:
         moref = snapshots.create_snapshot(context)
         if self.world.site.settings.record_frozen:
             runtime = context.runtime(context.text("vm"))
-            threading.Thread(
-                target=self._record, args=(runtime, moref), name=f"digest of {moref}", daemon=True
-            ).start()
+            self._digests.submit(self._record, runtime, moref)
         return moref
 
     def _record(self, runtime: VmRuntime, moref: str) -> None:
@@ -193,6 +195,13 @@ class Hosts:
         if busy:
             raise HostError("TaskInProgress", f"{runtime.vm.name} is busy", task=busy[0])
         vms.unregister(self.world, runtime, user)
+
+    def wait_task(self, task: str, timeout_s: float) -> Task:
+        """The task when it is over, or after `timeout_s` as it is then."""
+        changes = self.world.changes
+        with changes:
+            changes.wait_for(lambda: self.world.task(task).complete_time is not None, timeout_s)
+            return self.world.task(task)
 
     def set_guest_rate(self, vm: str, rate: int) -> None:
         """See `HostClient.set_guest_rate`."""

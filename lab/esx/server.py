@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from lab.esx.api import Fault, FaultRule, ReconfigSpec, Settings, Task
+from lab.esx.api import Fault, FaultRule, ReconfigSpec, Settings
 from lab.esx.hosts import Hosts
 from lab.esx.paths import HostError
 
@@ -137,14 +136,6 @@ def calls(hosts: Hosts) -> dict[str, Call]:
     """Name → arguments' model and what does it."""
     world = hosts.world
 
-    def wait_task(task: str, timeout_s: float) -> Task:
-        deadline = time.monotonic() + timeout_s
-        with world.changes:
-            world.changes.wait_for(
-                lambda: world.task(task).complete_time is not None, max(0.0, deadline - time.monotonic())
-            )
-            return world.task(task)
-
     def read_frozen(snapshot: str, disk_key: int, path: str) -> object:
         return hosts.frozen_digest(snapshot, disk_key, Path(path))
 
@@ -153,7 +144,7 @@ def calls(hosts: Hosts) -> dict[str, Call]:
         "wait": (_Wait, world.wait),
         "vm": (_VmName, world.vm),
         "task": (_TaskId, world.task),
-        "wait_task": (_WaitTask, wait_task),
+        "wait_task": (_WaitTask, hosts.wait_task),
         "events": (_Events, hosts.events),
         "layout": (_VmName, hosts.layout),
         "list_directory": (_Path, hosts.list_directory),

@@ -227,4 +227,5 @@ def record_frozen(world: World, runtime: VmRuntime, moref: str) -> None:
         return
     keys = [disk.key for disk in snapshot.hardware.disks if disk.takes_snapshots]
     digests = [frozen_digest(world, runtime, moref, key) for key in keys]
-    world.put_record(world.frozen[moref].model_copy(update={"disks": digests}))
+    with world.changes:
+        world.put_record(world.frozen[moref].model_copy(update={"disks": digests}))

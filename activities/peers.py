@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from safehaul.catalog.catalog import Catalog
-
 from safehaul.config.settings import Settings
 from safehaul.media.repository import Repository
 from safehaul.media.store import open_store

@@ -19,8 +19,8 @@ from safehaul.messages.hardware import VmHardware
 from safehaul.messages.restore import (
     OpenRestoreInput,
     RegisteredVm,
-    RestoreDisk,
     RestoredDisk,
+    RestoreDisk,
     RestoreDiskInput,
     RestorePlan,
     RestoreRef,

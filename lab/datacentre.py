@@ -14,12 +14,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import sys
 
 from lab.esx.client import HostClient
 from lab.filer import Filer

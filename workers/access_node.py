@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from activities.index import AccessNodeIndexing
-from activities.restore import Restores
-from activities.transfer import Transfers
-from activities.transport import Transport
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.coordination import JobCoordination, NodeCoordination
 from activities.discovery import Discoverer
+from activities.index import AccessNodeIndexing
 from activities.peers import Peers
+from activities.restore import Restores
 from activities.snapshot import Snapshots
+from activities.transfer import Transfers
+from activities.transport import Transport
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped
 from workflows import policies

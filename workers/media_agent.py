@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from activities.index import MediaAgentIndexing
 from temporalio.worker import Worker
 
+from activities.index import MediaAgentIndexing
 from activities.peers import Peers
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped

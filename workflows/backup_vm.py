@@ -11,10 +11,9 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
+    from activities.snapshot import Snapshots
     from activities.transfer import Transfers
     from activities.transport import Transport
-
-    from activities.snapshot import Snapshots
     from safehaul.messages.vm import (
         BackupSession,
         BackupVmInput,

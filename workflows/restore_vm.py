@@ -10,7 +10,6 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.restore import RestoreDesk, Restores
-
     from safehaul.messages.restore import (
         OpenRestoreInput,
         RestoredDisk,

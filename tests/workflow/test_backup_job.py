@@ -1,0 +1,224 @@
+"""BackupJob and BackupVm over trivial steps, on a real server: the story, the signals, the traps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from safehaul.messages.job import JobReport
+from tests.workflow.conftest import running
+from tests.workflow.trivial import World, wait_for_cancel
+from workflows.backup_job import BackupJob
+
+REQUEST = {"vm_group": "test"}
+
+
+async def start(client: Client, job_id: str, *args: Any) -> WorkflowHandle[Any, Any]:
+    return await client.start_workflow("BackupJob", args=list(args), id=job_id, task_queue="commserve")
+
+
+async def until(condition: Any, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        await asyncio.sleep(0.02)
+
+
+async def test_all_vms_complete_and_no_snapshot_stays(client: Client, job_id: str) -> None:
+    world = World(vm_count=7, nodes=("n1", "n2"), streams=2)
+    async with running(client, world):
+        report = JobReport.model_validate(await (await start(client, job_id, REQUEST)).result())
+    assert (report.status, report.totals.completed) == ("Completed", 7)
+    assert not world.snapshots
+    assert world.calls["record_job"] == 1
+    assert sorted(vm.given_by for vm in report.vms).count("request") == 3
+
+
+async def test_the_steps_of_a_vm_come_in_the_order_of_the_contract(client: Client, job_id: str) -> None:
+    world = World(vm_count=1)
+    async with running(client, world):
+        await (await start(client, job_id, REQUEST)).result()
+    steps = [name for name, _ in world.order]
+    expected = [
+        "choose_coordinator", "discover", "take_lease", "prepare_node", "admit_nodes", "distribute",
+        "create_snapshot", "check_transport", "download_files", "open_backup", "transfer_disk",
+        "finish_reading", "seal_backup", "remove_snapshot", "mark_completed", "write_index", "ask_for_vm",
+        "close_job",
+    ]  # fmt: skip
+    assert [name for name in steps if name in expected] == expected
+
+
+async def test_a_cancel_during_the_snapshots_creation_ends_cancelled_without_snapshot(
+    client: Client, job_id: str
+) -> None:
+    """Trap 1: the activity goes on after the cancel; trap 2: its result must not swallow the cancel."""
+    await _cancel_during("create_snapshot", client, job_id)
+
+
+async def test_a_cancel_during_the_transfer_ends_cancelled_without_snapshot(
+    client: Client, job_id: str
+) -> None:
+    """Trap 2: the transfer ignores the cancel and returns its result."""
+    await _cancel_during("transfer_disk", client, job_id)
+
+
+async def test_a_cancel_during_the_removal_waits_for_the_removal(client: Client, job_id: str) -> None:
+    """Trap 3: the workflow must not close while the removal still runs."""
+    world = await _cancel_during("remove_snapshot", client, job_id)
+    assert world.calls["write_index"] == 0
+
+
+async def _cancel_during(step: str, client: Client, job_id: str) -> World:
+    world = World(vm_count=1)
+    begun: list[float] = []
+
+    def slow(_arg: Any) -> None:
+        begun.append(time.monotonic())
+        wait_for_cancel(1.5)
+
+    world.hooks[step] = slow
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        await until(lambda: begun)
+        await handle.signal("cancel")
+        with pytest.raises(WorkflowFailureError) as ended:
+            await handle.result()
+        child = await _only_child(client, job_id)
+    assert isinstance(ended.value.cause, CancelledError)
+    assert child.status is WorkflowExecutionStatus.CANCELED
+    assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 1
+    assert not world.snapshots
+    return world
+
+
+async def _only_child(client: Client, job_id: str) -> Any:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [
+            item
+            async for item in client.list_workflows("WorkflowType = 'BackupVm'")
+            if item.id.startswith(job_id)
+        ]
+        if found:
+            return await client.get_workflow_handle(found[0].id).describe()
+        await asyncio.sleep(0.1)
+    raise AssertionError("the job has no child")
+
+
+async def test_cancel_vm_cancels_that_vm_alone(client: Client, job_id: str) -> None:
+    world = World(vm_count=2)
+    world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(20) if arg.vm.name == "vm-00001" else None
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        await until(lambda: world.calls["transfer_disk"] == 2)
+        await handle.signal("cancel_vm", {"vm": "vm-00001"})
+        report = JobReport.model_validate(await handle.result())
+    assert {vm.name: str(vm.status) for vm in report.vms} == {
+        "vm-00000": "Completed",
+        "vm-00001": "Cancelled",
+    }
+    assert not world.snapshots
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "takes an input"),
+        ([REQUEST, REQUEST], "takes one input, got 2"),
+        (["nightly"], "valid dictionary"),
+        ([{}], "vm_group: Field required"),
+        ([{"vm_group": "x", "vm_grop": 1}], "vm_grop: Extra inputs are not permitted"),
+        ([{"vm_group": 7}], "vm_group: Input should be a valid string"),
+        ([{"continued": {}}], "continued.request"),
+    ],
+)
+async def test_bad_input_fails_at_once_and_names_the_field(
+    client: Client, job_id: str, args: list[Any], says: str
+) -> None:
+    async with running(client, World(vm_count=0)):
+        with pytest.raises(WorkflowFailureError) as ended:
+            await asyncio.wait_for((await start(client, job_id, *args)).result(), 10)
+    cause = ended.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "InvalidInput"
+    assert says in cause.message
+
+
+async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist(
+    client: Client, job_id: str
+) -> None:
+    async with running(client, World(vm_count=0)):
+        handle = await client.start_workflow("BackupJobb", id=job_id, task_queue="commserve")
+        with pytest.raises(WorkflowFailureError) as ended:
+            await asyncio.wait_for(handle.result(), 10)
+    assert "BackupJob, BackupVm, RemoveSnapshot, RestoreVm" in str(ended.value.cause)
+
+
+async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Client, job_id: str) -> None:
+    world = World(vm_count=1)
+    world.hooks["transfer_disk"] = lambda _arg: time.sleep(2)
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        await until(lambda: world.calls["transfer_disk"])
+        await handle.signal("cancel_vm", 7)
+        await handle.signal("cancel_vm", {"vm": "nobody"})
+        await handle.signal("cancel_vm")
+        await handle.signal("halt", "now")
+        await handle.signal("vm_finished", {"nonsense": True})
+        progress = await handle.query(BackupJob.progress)
+        report = JobReport.model_validate(await handle.result())
+    rejected = "\n".join(progress.rejected_signals)
+    for part in ("valid dictionary", "no running VM is named 'nobody'", "takes one input", "signal 'halt'"):
+        assert part in rejected
+    assert report.status == "Completed"
+
+
+async def test_silent_nodes_are_reported_and_left_out(client: Client, job_id: str) -> None:
+    world = World(vm_count=2, nodes=("n1", "n2"))
+    async with running(client, world, silent=("n2",)):
+        report = JobReport.model_validate(await (await start(client, job_id, REQUEST)).result())
+    assert report.left_out == ["n2: does not answer"]
+    assert {vm.node for vm in report.vms} == {"n1"}
+
+
+async def test_a_terminated_child_is_failed_and_its_snapshot_removed(client: Client, job_id: str) -> None:
+    world = World(vm_count=1)
+    world.hooks["transfer_disk"] = lambda _arg: wait_for_cancel(20)
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        await until(lambda: world.calls["transfer_disk"])
+        child = await _only_child(client, job_id)
+        await client.get_workflow_handle(child.id).terminate("killed by the test")
+        with pytest.raises(WorkflowFailureError) as ended:
+            await handle.result()
+        await until(lambda: not world.snapshots)
+    cause = ended.value.cause
+    assert isinstance(cause, ApplicationError)
+    report = JobReport.model_validate(cause.details[0])
+    assert report.totals.failed == 1
+    assert "ended without a report" in report.vms[0].reason
+
+
+async def test_a_failed_step_fails_the_vm_with_its_reason_and_removes_the_snapshot(
+    client: Client, job_id: str
+) -> None:
+    world = World(vm_count=2)
+
+    def refuse(arg: Any) -> None:
+        if arg.vm.name == "vm-00000":
+            raise ApplicationError(
+                "the export refuses uid 0", type="PermissionRefusedError", non_retryable=True
+            )
+
+    world.hooks["check_transport"] = refuse
+    async with running(client, world):
+        report = JobReport.model_validate(await (await start(client, job_id, REQUEST)).result())
+    failed = next(vm for vm in report.vms if vm.name == "vm-00000")
+    assert (failed.status, failed.reason) == ("Failed", "step 8: the export refuses uid 0")
+    assert report.status == "Partial"
+    assert not world.snapshots

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from lab.esx.api import State, Task, Vm
 from lab.esx.client import HostClient, HostUnreachableError
 from lab.vcenter.inventory import Inventory, Projections
+
+_RESTART_S = 5.0
+_RETRY_S = 0.1
 
 
 class Mirror:
@@ -37,15 +41,28 @@ class Mirror:
             return self._inventory
 
     def wait(self, version: int, timeout_s: float) -> None:
-        """Return when the hosts' state is newer than `version`, at the latest after `timeout_s`."""
-        self._hosts.wait(version, timeout_s)
+        """Return when the hosts' state is newer than `version`, at the latest after `timeout_s`.
+
+        Hosts that do not answer look like hosts on which nothing happens.
+        """
+        try:
+            self._hosts.wait(version, timeout_s)
+        except HostUnreachableError:
+            time.sleep(min(timeout_s, _RETRY_S))
 
     def _read(self, since: int) -> State:
-        try:
-            return self._hosts.state(since=since)
-        except HostUnreachableError:
-            # Reading twice is harmless, and a kept connection dies with every restart of the hosts.
-            return self._hosts.state(since=since)
+        """Read the state. Hosts that are just being started again are given a moment.
+
+        Reading twice is harmless, and a kept connection dies with every restart of the hosts.
+        """
+        deadline = time.monotonic() + _RESTART_S
+        while True:
+            try:
+                return self._hosts.state(since=since)
+            except HostUnreachableError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _merged(self, known: Inventory | None, state: State) -> Inventory:
         vms: dict[str, Vm] = dict(known.vms) if known else {}

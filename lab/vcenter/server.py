@@ -22,6 +22,7 @@ from pyVmomi import VmomiSupport, vmodl
 
 from lab.esx.client import HostUnreachableError
 from lab.vcenter import methods_collector, methods_search, methods_session, methods_vm, soap
+from lab.vcenter.body import BodyRefusedError, request_body
 from lab.vcenter.dispatch import DropConnection, Invocation, Registry, invoke
 from lab.vcenter.reflect import moid_of, property_info
 from lab.vcenter.scope import VCenter
@@ -29,7 +30,6 @@ from lab.vcenter.sessions import Session, TooManySessionsError
 from lab.vcenter.updates import ClientGone
 
 _LOG = logging.getLogger(__name__)
-_MAX_BODY_BYTES = 8 << 20  # a request for the properties of 10,000 named objects takes about 1 MB
 _MAX_CONNECTIONS = 256
 _IDLE_TIMEOUT_S = 300.0
 _HANDSHAKE_TIMEOUT_S = 10.0
@@ -203,16 +203,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         """The request's body; None after a refusal was sent."""
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        try:
+            return request_body(self.headers, self.rfile)
+        except BodyRefusedError as refusal:
             self.close_connection = True
-            self._answer(411, b"", content_type="text/plain")
+            self._answer(refusal.status, b"", content_type="text/plain")
             return None
-        if int(length) > _MAX_BODY_BYTES:
-            self.close_connection = True
-            self._answer(413, b"", content_type="text/plain")
-            return None
-        return self.rfile.read(int(length))
 
     def _cookie(self) -> str | None:
         match = _COOKIE.search(self.headers.get("Cookie", ""))

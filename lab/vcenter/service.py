@@ -23,6 +23,7 @@ EVENT_MANAGER = vim.event.EventManager("EventManager")
 TASK_MANAGER = vim.TaskManager("TaskManager")
 AUTHORIZATION_MANAGER = vim.AuthorizationManager("AuthorizationManager")
 CUSTOM_FIELDS_MANAGER = vim.CustomFieldsManager("CustomFieldsManager")
+LICENSE_MANAGER = vim.LicenseManager("LicenseManager")
 SETTING = vim.option.OptionManager("VpxSettings")
 
 PRIVILEGES = (
@@ -95,8 +96,22 @@ def content(inventory: Inventory) -> Any:
         eventManager=EVENT_MANAGER,
         taskManager=TASK_MANAGER,
         customFieldsManager=CUSTOM_FIELDS_MANAGER,
+        licenseManager=LICENSE_MANAGER,
         searchIndex=SEARCH_INDEX,
     )
+
+
+def _licenses() -> list[Any]:
+    license_info = vim.LicenseManager.LicenseInfo
+    return [
+        license_info(
+            licenseKey="00000-00000-00000-00000-00000",
+            editionKey="eval",
+            name="Evaluation Mode",
+            total=0,
+            costUnit="",
+        )
+    ]
 
 
 def user_session(session: Session) -> Any:
@@ -150,6 +165,7 @@ def service_nodes(
         Node(TASK_MANAGER, {"recentTask": inventory.latest_tasks, "maxCollector": lambda: 32}),
         Node(EVENT_MANAGER, {"latestEvent": latest_event, "maxCollector": lambda: 32}),
         Node(CUSTOM_FIELDS_MANAGER, {"field": list}),
+        Node(LICENSE_MANAGER, {"licensedEdition": lambda: "vc.standard.instance", "licenses": _licenses}),
         Node(VIEW_MANAGER, {"viewList": list}),
         Node(SEARCH_INDEX, {}),
         Node(PROPERTY_COLLECTOR, {"filter": list}),

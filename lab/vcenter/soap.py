@@ -8,6 +8,7 @@ faults live in `urn:vim25`; the API version that the client speaks stands in its
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -38,6 +39,8 @@ _HEAD = (
     + ">\n<soapenv:Body>\n"
 )
 _TAIL = "\n</soapenv:Body>\n</soapenv:Envelope>\n"
+_REFERENCE_MARK = 'xsi:type="ManagedObject"'
+_REFERENCE_TAG = re.compile(rf"(<[^<>]*){_REFERENCE_MARK}")
 _MAX_DEPTH = 64  # deeper than any specification of a real client; bounds what is parsed recursively later
 
 SERVICE_VERSIONS = f"""<?xml version="1.0" encoding="UTF-8"?>
@@ -220,7 +223,18 @@ def element_text(name: str, value: Any, declared: Any = object, version: str = O
     serializer.outermostAttrs = ""  # pyVmomi's own versionId mark, which no vCenter writes
     info = VmomiSupport.Object(name=name, type=declared, version=_EARLIEST, flags=VmomiSupport.F_OPTIONAL)
     serializer.Serialize(value, info)
-    return writer.getvalue()
+    return _named_references(writer.getvalue())
+
+
+def _named_references(text: str) -> str:
+    """Give references the type name of the API where they stand for anything.
+
+    pyVmomi writes its own class's name, `ManagedObject`, and reads both; other clients know only
+    `ManagedObjectReference` (vim.wsdl). Only tags match: in texts every `<` is escaped.
+    """
+    if _REFERENCE_MARK not in text:
+        return text
+    return _REFERENCE_TAG.sub(r'\1xsi:type="ManagedObjectReference"', text)
 
 
 def result_document(method: str, value: Any, declared: Any, version: str) -> bytes:
@@ -241,7 +255,7 @@ def fault_document(fault: Any, version: str) -> bytes:
     info = VmomiSupport.Object(name=f"{name}Fault", type=object, version=_EARLIEST, flags=0)
     serializer.SerializeFaultDetail(bare, info)
     opening = f"<{name}Fault"
-    detail = writer.getvalue().replace(opening, f'{opening} xmlns="{XMLNS_VIM25}"', 1)
+    detail = _named_references(writer.getvalue()).replace(opening, f'{opening} xmlns="{XMLNS_VIM25}"', 1)
     text = (
         f"{_HEAD}<soapenv:Fault><faultcode>ServerFaultCode</faultcode>"
         f"<faultstring>{escape(message)}</faultstring><detail>{detail}</detail></soapenv:Fault>{_TAIL}"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pyVim.task import WaitForTask
 from pyVmomi import vim, vmodl
+from pyVmomi.VmomiSupport import GetWsdlMethod
 
 from lab.esx.api import FaultRule, Settings
 from lab.esx.client import HostClient
@@ -55,6 +56,22 @@ class Lab:
         return [each.path for result in results for each in result.file]
 
 
+def start_hosts(state: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+    hosts = subprocess.Popen(
+        [sys.executable, "-m", "lab.esx", "--state", str(state), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert hosts.stdout is not None
+    return hosts, json.loads(hosts.stdout.readline())["url"]
+
+
+def reap(process: subprocess.Popen[str]) -> None:
+    process.wait(10)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     state = tmp_path_factory.mktemp("esx")
@@ -74,6 +91,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
                 name="golden image", datastore="gold", power_state="poweredOff", template=True, disks=[disk]
             ),
             VmSpec(name="lost", datastore="gold", connection_state="inaccessible", disks=[disk]),
+            VmSpec(
+                name="odd",
+                datastore="gold",
+                disks=[
+                    disk.model_copy(update={"rdm": "physicalMode", "datastore": "local"}),
+                    disk.model_copy(update={"mode": "independent_persistent"}),
+                    disk.model_copy(update={"key_id": "key-7"}),
+                    disk.model_copy(update={"sharing": "sharingMultiWriter"}),
+                ],
+            ),
             VmSpec(name="busy", datastore="gold", disabled_methods=["RelocateVM_Task"], disks=[disk]),
         ],
         users=[
@@ -83,19 +110,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         settings=Settings(default_duration_s=0.02),
     )
     build(site, state)
-    hosts = subprocess.Popen(
-        [sys.executable, "-m", "lab.esx", "--state", str(state)], stdout=subprocess.PIPE, text=True
-    )
-    assert hosts.stdout is not None
-    url = json.loads(hosts.stdout.readline())["url"]
+    hosts, url = start_hosts(state)
     front = Front(url, tmp_path_factory.mktemp("front"))
     client = HostClient(url)
     yield Lab(front, client, front.connect())
     front.close()
     client.close()
     hosts.terminate()
-    hosts.wait(10)
-    hosts.stdout.close()
+    reap(hosts)
 
 
 def disks(config: Any) -> list[Any]:
@@ -255,6 +277,32 @@ def test_templates_lost_and_busy_vms_look_like_it(lab: Lab) -> None:
         lab.done(lab.vm("golden image").CreateSnapshot_Task("no", "", False, False))
 
 
+def test_disks_that_nas_transport_cannot_take_show_why(lab: Lab) -> None:
+    raw, independent, encrypted, shared = disks(lab.read(lab.vm("odd"), "config")["config"])
+    assert isinstance(raw.backing, vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo)
+    assert (raw.backing.compatibilityMode, raw.backing.fileName[:7]) == ("physicalMode", "[local]")
+    assert independent.backing.diskMode == "independent_persistent"
+    assert encrypted.backing.keyId.keyId == "key-7"
+    assert shared.backing.sharing == "sharingMultiWriter"
+
+
+def test_other_clients_read_references_by_their_wire_name(lab: Lab) -> None:
+    """PyVmomi forgives its own class's name on the wire; Go's client reads nothing then."""
+    stub = lab.si._stub
+    body = stub.SerializeRequest(
+        lab.si.content.propertyCollector,
+        GetWsdlMethod("urn:vim25", "RetrieveProperties").info,
+        ([object_filter(lab.vm("one"), ["parent", "runtime.host", "datastore"])],),
+    )
+    raw = http.client.HTTPSConnection("127.0.0.1", lab.front.port, context=lab.front.context(), timeout=10)
+    raw.request("POST", "/sdk", body, {"Cookie": stub.cookie})
+    text = raw.getresponse().read().decode()
+    raw.close()
+    assert text.count('xsi:type="ManagedObjectReference"') == 2
+    assert 'xsi:type="ArrayOfManagedObjectReference"' in text
+    assert 'xsi:type="ManagedObject"' not in text
+
+
 def test_the_backup_user_can_back_up_and_nothing_more(lab: Lab) -> None:
     si = lab.front.connect("limited")
     vm = vim.VirtualMachine(lab.vm("busy")._moId, si._stub)
@@ -284,3 +332,30 @@ def test_certificates_and_tokens_are_private(lab: Lab) -> None:
     for name in ("vcenter.key", "admin.token"):
         path: Path = lab.front.state_dir / name
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_wait_survives_a_crash_of_the_hosts(tmp_path: Path) -> None:
+    disk = DiskSpec(size_bytes=MIB, content="zero")
+    site = Site(
+        datastores=[DatastoreSpec(name="gold", type="NFS")],
+        vms=[VmSpec(name="one", datastore="gold", power_state="poweredOff", disks=[disk])],
+        users=[UserSpec(name="backup", password="right", privileges=["*"])],
+        settings=Settings(default_duration_s=1.0),
+    )
+    build(site, tmp_path / "esx")
+    hosts, url = start_hosts(tmp_path / "esx")
+    (tmp_path / "front").mkdir()
+    front = Front(url, tmp_path / "front")
+    try:
+        si = front.connect()
+        vm = si.content.searchIndex.FindByInventoryPath("DC-Lab/vm/one")
+        task = vm.CreateSnapshot_Task("survivor", "", False, False)
+        hosts.kill()
+        reap(hosts)
+        hosts, _ = start_hosts(tmp_path / "esx", int(url.rpartition(":")[2]))
+        WaitForTask(task, si=si)
+        assert vm.snapshot.rootSnapshotList[0].name == "survivor"
+    finally:
+        front.close()
+        hosts.terminate()
+        reap(hosts)

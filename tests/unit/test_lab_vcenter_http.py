@@ -73,9 +73,32 @@ def test_too_much_is_refused_unread(front: Front) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"3\r\nabc\r\n0\r\n\r\n", 500),
+        (b"3;note=x\r\nabc\r\n0\r\nTrailer: y\r\n\r\n", 500),
+        (b"fffffff\r\n", 413),
+        (b"-1\r\n", 400),
+        (b"3\r\nabcdef\r\n", 400),
+    ],
+)
+def test_chunks_are_read_and_bounded(front: Front, sent: bytes, status: int) -> None:
+    """Go's client sends every request in chunks. 500: read, and then refused as no SOAP."""
     connection = http.client.HTTPSConnection("127.0.0.1", front.port, context=front.context(), timeout=10)
     connection.putrequest("POST", "/sdk")
     connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    connection.send(sent)
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_a_length_is_needed(front: Front) -> None:
+    connection = http.client.HTTPSConnection("127.0.0.1", front.port, context=front.context(), timeout=10)
+    connection.putrequest("POST", "/sdk")
     connection.endheaders()
     assert connection.getresponse().status == 411
     connection.close()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pyVim.task import WaitForTask
 from pyVmomi import vim, vmodl
+from pyVmomi.VmomiSupport import GetWsdlMethod
 
 from lab.esx.api import Fault
 from tests.unit.lab_vcenter_double import HostsDouble
@@ -143,6 +144,20 @@ def test_a_long_wait_ends_with_its_session_and_with_cancel(front: Front, si: Any
     front.admin.expire_sessions()
     thread.join(5)
     assert isinstance(outcome[0], vim.fault.NotAuthenticated)
+
+
+def test_a_wait_ends_when_its_client_hangs_up(front: Front, si: Any) -> None:
+    collector = own_collector(si, object_filter(VM, ["name"]))
+    version = collector.WaitForUpdatesEx("", None).version
+    raw = http.client.HTTPSConnection("127.0.0.1", front.port, context=front.context(), timeout=10)
+    body = si._stub.SerializeRequest(collector, GetWsdlMethod("urn:vim25", "WaitForUpdates").info, (version,))
+    raw.request("POST", "/sdk", body, {"Cookie": si._stub.cookie})
+    time.sleep(0.2)
+    raw.close()
+    deadline = time.monotonic() + 10
+    while front.log()[-1]["fault"] != "ClientGone" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert (front.log()[-1]["method"], front.log()[-1]["fault"]) == ("WaitForUpdates", "ClientGone")
 
 
 def test_missing_privilege_names_itself_and_the_object(front: Front) -> None:

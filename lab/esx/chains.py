@@ -142,6 +142,8 @@ def merge_link(
         if index == 0:
             raise HostError("SystemError", f"{parent_path} is the top of its chain: nothing to merge into it")
         child, parent = disk.chain[index - 1], disk.chain[index]
+        with runtime.edit() as vm:
+            vm.merging = [parent.extent_path]
         target = open_extent(world.local(parent.extent_path), parent.kind, writable=True)
         try:
             with runtime.tracking(disk_key) as touched:
@@ -160,7 +162,17 @@ def merge_link(
                     _switch(world, runtime, disk_key, child, parent)
         finally:
             target.close()
+            settle_merge(runtime)
         discard(world, runtime)
+
+
+def settle_merge(runtime: VmRuntime) -> None:
+    """A merge ended, or was interrupted: what it wrote to is frozen again, with the size and time of now."""
+    with runtime.lock:
+        if runtime.vm.merging:
+            with runtime.edit() as vm:
+                vm.frozen_files = [frozen for frozen in vm.frozen_files if frozen.path not in vm.merging]
+                vm.merging = []
 
 
 def _ranges(offsets: set[int]) -> list[tuple[int, int]]:
@@ -203,9 +215,6 @@ def _switch(world: World, runtime: VmRuntime, disk_key: int, child: Backing, par
         write_descriptor(world, disk, disk.chain[merged], below)
         if merged:
             write_descriptor(world, disk, disk.chain[merged - 1], disk.chain[merged])
-        written = {parent.extent_path, child.extent_path}
-        # If the parent is still below another link, its new size and time are what must stay from now on.
-        vm.frozen_files = [frozen for frozen in vm.frozen_files if frozen.path not in written]
         vm.discarded = [child.path, child.extent_path]
         vm.consolidation_needed = bool(redundant_links(vm))
 

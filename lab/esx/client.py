@@ -5,7 +5,7 @@
     task = host.wait_task(started.task, timeout_s=30)          # raises HostFault when the task failed
     for vm in host.state().vms: ...
 
-A client may be shared by threads: each thread has its own connection. A refusal is a `HostFault` with the
+A client may be shared by threads; connections are kept and reused. A refusal is a `HostFault` with the
 vSphere fault's name in `.fault.type`; a host that does not answer is `HostUnreachableError`.
 """
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
+import select
 import time
+import weakref
+from collections import deque
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -66,7 +68,9 @@ class HostClient:
         self.url = url
         self._address = (parts.hostname, parts.port)
         self._timeout_s = timeout_s
-        self._local = threading.local()
+        # At most one for each call that was under way at the same time.
+        self._idle: deque[http.client.HTTPConnection] = deque()
+        weakref.finalize(self, _close_all, self._idle)
 
     def state(self, since: int = 0) -> State:
         """The whole state; with `since` only the VMs and tasks that changed after that version."""
@@ -269,27 +273,36 @@ class HostClient:
         return TypeAdapter(answer).validate_python(payload["result"]) if answer else payload["result"]
 
     def _exchange(self, name: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPConnection(*self._address)
-            self._local.connection = connection
+        connection = self._take()
         connection.timeout = timeout_s
-        if connection.sock is not None:
-            connection.sock.settimeout(timeout_s)
         try:
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout_s)
             connection.request("POST", f"/call/{name}", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            found = answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            # A kept connection cannot tell "never arrived" from "answer lost", so no call is sent twice.
+            # "Never arrived" and "answer lost" look the same from here, so no call is sent twice.
             connection.close()
-            self._local.connection = None
             message = f"the hosts at {self.url} did not answer {name}: {error!r}"
             raise HostUnreachableError(message) from error
+        self._idle.append(connection)
+        return found
+
+    def _take(self) -> http.client.HTTPConnection:
+        """An idle connection that the hosts have not closed meanwhile, or a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                return connection
+            connection.close()
+        return http.client.HTTPConnection(*self._address)
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        """Close the idle connections; the client can still be used."""
+        _close_all(self._idle)
+
+
+def _close_all(idle: deque[http.client.HTTPConnection]) -> None:
+    while idle:
+        idle.pop().close()

@@ -27,7 +27,7 @@ from lab.esx.api import (
     Violation,
     Vm,
 )
-from lab.esx.chains import discard
+from lab.esx.chains import discard, settle_merge
 from lab.esx.layout import layout_of
 from lab.esx.paths import HostError
 from lab.esx.runtime import VmRuntime
@@ -67,9 +67,10 @@ class Hosts:
         )
 
     def start(self) -> None:
-        """Remove files that a killed process had in the making, then resume guests and tasks."""
+        """Clean up what a killed process had in the making, then resume guests and tasks."""
         for runtime in list(self._runtimes.values()):
             discard(self.world, runtime)
+            settle_merge(runtime)
             runtime.start_guest()
         self.runner.resume()
 

@@ -270,6 +270,9 @@ class Vm(Model):
     guest_generation: int = 0
     guest_sequence: int = 0
     frozen_files: list[FrozenFile] = Field(default_factory=list)
+    # Files that the state no longer needs, or does not need yet: deleted when the hosts start.
     discarded: list[str] = Field(default_factory=list)
+    # Extents that a merge is writing to: the only writes to a frozen file that are no error.
+    merging: list[str] = Field(default_factory=list)
     create_time: datetime
     changed: int = 0

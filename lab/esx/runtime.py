@@ -212,6 +212,8 @@ class VmRuntime:
         before = len(self._world.site.violations)
         with self.chain_lock, self.lock:
             for frozen in self.vm.frozen_files:
+                if frozen.path in self.vm.merging:
+                    continue
                 try:
                     status = self._world.local(frozen.path).stat()
                 except FileNotFoundError:

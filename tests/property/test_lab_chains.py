@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lab.esx.chain import ChainReader
@@ -154,7 +154,16 @@ class Lab:
         assert on_disk == links
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(
+    [
+        ("snapshot",),
+        ("write", 2000, 0, 8, 1),
+        ("snapshot",),
+        ("write", 2000, 8, 8, 2),
+        ("remove", 0, "interrupted"),
+    ]
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_contents_follow_the_model(story: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory(prefix="lab-chains-") as name:

@@ -170,7 +170,7 @@ class MediaAgent(Section):
     name: Name
     repository: str = Field(max_length=2048)
     """URL of the repository: `file:///srv/safehaul/repository`."""
-    pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=4 * _MIB, le=_GIB)
+    pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=_MIB, le=_GIB)
 
     @field_validator("repository")
     @classmethod

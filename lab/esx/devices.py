@@ -76,10 +76,10 @@ def attach(world: World, vm: Vm, wanted: AddDisk) -> Disk:
     FileLocked.
     """
     chain, capacity_bytes, uuid = read_chain(world, wanted.path)
-    in_use = {disk.chain[0].path: other.name for other in world.vms.values() for disk in other.hardware.disks}
-    in_use |= {disk.chain[0].path: vm.name for disk in vm.hardware.disks}
-    if wanted.path in in_use and in_use[wanted.path] != vm.name:
-        raise HostError("FileLocked", f"{wanted.path} belongs to {in_use[wanted.path]}", file=wanted.path)
+    for other in [vm, *(other for other in world.vms.values() if other.moref != vm.moref)]:
+        used = {link.path for disk in other.hardware.disks for link in disk.chain}
+        if not used.isdisjoint(link.path for link in chain):
+            raise HostError("FileLocked", f"{wanted.path} belongs to {other.name}", file=wanted.path)
     controllers = {controller.key for controller in vm.hardware.controllers}
     if wanted.controller_key not in controllers:
         bus = wanted.controller_key - _FIRST_CONTROLLER_KEY

@@ -48,6 +48,9 @@ def layout_of(vm: Vm, resolve: Resolve) -> Layout:
     for path, type_name in home_files(vm).items():
         add(path, type_name)
     disks = [chain_of(disk) for disk in vm.hardware.disks]
+    for snapshot in vm.snapshots:
+        if snapshot.manifest_path:
+            add(snapshot.manifest_path, "snapshotManifestList")
     snapshots = [
         LayoutSnapshot(
             snapshot=snapshot.moref,

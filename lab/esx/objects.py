@@ -193,6 +193,8 @@ class Snapshot(Model):
     change_version: str = ""
     extra_config: dict[str, str] = Field(default_factory=dict)
     data_path: str
+    # What a quiesced Windows guest leaves: the writers' metadata as a zip.
+    manifest_path: str | None = None
 
 
 class LayoutFile(Model):

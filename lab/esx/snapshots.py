@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 from lab.esx.api import FrozenDigest, FrozenRecord, Snapshot, Vm
@@ -67,6 +68,9 @@ def take_snapshot(
         extra_config=vm.extra_config,
         data_path=sibling(vm.vmx_path, f"{stem}-Snapshot{vm.next_snapshot_number}.vmsn"),
     )
+    if quiesced and vm.hardware.guest_id.startswith("windows"):
+        snapshot.manifest_path = sibling(vm.vmx_path, f"{stem}-vss_manifests{snapshot.number}.zip")
+        _write_manifest(world, snapshot.manifest_path)
     snapshot = freeze(world, runtime, snapshot)
     world.put_record(
         FrozenRecord(
@@ -81,6 +85,12 @@ def take_snapshot(
     )
     refresh_home(world, runtime, f"SNAPSHOT: created {name!r}")
     return snapshot
+
+
+def _write_manifest(world: World, path: str) -> None:
+    with zipfile.ZipFile(world.local(path), "w") as archive:
+        archive.writestr("backup.xml", "<BackupComponents/>")
+        archive.writestr("writer0.xml", "<WriterMetadata/>")
 
 
 def refresh_home(world: World, runtime: VmRuntime, log: str) -> None:
@@ -155,6 +165,7 @@ def _leave_tree(context: TaskContext, runtime: VmRuntime, victims: list[Snapshot
             if vm.current_snapshot == victim.moref:
                 vm.current_snapshot = parent
         vm.discarded = [victim.data_path for victim in victims]
+        vm.discarded += [victim.manifest_path for victim in victims if victim.manifest_path]
         # From here until the disks are merged a killed process leaves a VM that needs consolidation.
         vm.consolidation_needed = bool(redundant_links(vm))
     discard(world, runtime)

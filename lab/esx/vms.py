@@ -76,6 +76,8 @@ def relocate(context: TaskContext) -> None:
             vm.vmx_path = moves[vm.vmx_path]
             for snapshot in vm.snapshots:
                 snapshot.data_path = moves[snapshot.data_path]
+                if snapshot.manifest_path:
+                    snapshot.manifest_path = moves[snapshot.manifest_path]
             for disk in _all_disks(vm, vm.snapshots):
                 disk.datastore = target.name
                 for link in disk.chain:
@@ -108,6 +110,7 @@ def _all_disks(vm: Vm, snapshots: list[Snapshot]) -> list[Disk]:
 def all_files(vm: Vm) -> list[str]:
     """Every file that belongs to the VM (datastore paths), each once."""
     paths = [*home_files(vm), *(snapshot.data_path for snapshot in vm.snapshots)]
+    paths += [snapshot.manifest_path for snapshot in vm.snapshots if snapshot.manifest_path]
     for disk in _all_disks(vm, vm.snapshots):
         for link in disk.chain:
             paths += [link.path, link.extent_path]

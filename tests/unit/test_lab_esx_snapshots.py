@@ -52,6 +52,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
                 snapshots=[SnapshotSpec(name="user's", writes_after=50)],
                 guest_rate=RATE,
             ),
+            VmSpec(name="windows", datastore="nfs", guest_id="windows2019srv_64Guest"),
             VmSpec(name="template", datastore="nfs", template=True, power_state="poweredOff"),
             VmSpec(name="shared", datastore="nfs", bus_sharing="virtualSharing"),
         ],
@@ -312,6 +313,16 @@ def test_a_refused_quiesce_fails_only_quiesced_snapshots(hosts: Hosts) -> None:
     started = hosts.create_snapshot("kept", "q", "", memory=False, quiesce=True, user="t")
     finish(hosts, started, fails="ApplicationQuiesceFault")
     assert create(hosts, "kept", "plain").quiesced is False
+
+
+def test_a_quiesced_windows_leaves_its_manifest_until_the_snapshot_goes(hosts: Hosts) -> None:
+    started = hosts.create_snapshot("windows", "q", "", memory=False, quiesce=True, user="t")
+    moref = finish(hosts, started).result
+    [snapshot] = [found for found in hosts.world.vm("windows").snapshots if found.moref == moref]
+    assert "windows-vss_manifests1.zip" in files(hosts, "windows")
+    assert snapshot.manifest_path in {file.path for file in hosts.layout("windows").files}
+    remove(hosts, snapshot)
+    assert "windows-vss_manifests1.zip" not in files(hosts, "windows")
 
 
 def test_change_ids_belong_to_the_snapshot(hosts: Hosts) -> None:

@@ -49,6 +49,10 @@ class Session:
         """The managed object `kind` (such as `vim.VirtualMachine`) with this moref; no call is made."""
         return kind(moref, self._stub)
 
+    def retire(self) -> None:
+        """Closes the connections, those of calls under way when they end."""
+        self._stub.retire()
+
 
 class VCenter:
     """One vCenter: one session for the whole process, safe to use from many threads.
@@ -154,12 +158,14 @@ class VCenter:
             raise
 
     def about(self) -> About:
-        """Identity and version of this vCenter.
+        """Identity and version of this vCenter, asked anew each time.
 
         Raises:
             ConfigError: it has no instance UUID: it is a single ESXi host, not a vCenter.
         """
-        about = self.read(lambda session: session.content.about)
+        about = self.read(
+            lambda session: session.managed(vim.ServiceInstance, "ServiceInstance").RetrieveContent().about
+        )
         if not about.instanceUuid:
             raise ConfigError(
                 f"vCenter {self.name} has no instance UUID: give the address of a vCenter, not a host's"
@@ -183,7 +189,7 @@ class VCenter:
         except SafehaulError as error:
             # The session idles out by itself; a process that ends must end.
             log.info("vCenter %s: logout failed: %s", self.name, error)
-        session._stub.DropConnections()  # noqa: SLF001 - our own class, two screens above
+        session.retire()
 
     def _logged_in(self) -> tuple[Session, int]:
         with self._lock:
@@ -199,7 +205,8 @@ class VCenter:
                 log.info("vCenter %s: session lost, logging in again", self.name)
                 stale, self._session = self._session, None
                 if stale is not None:
-                    stale._stub.DropConnections()  # noqa: SLF001 - our own class
+                    stale.retire()
+                # A new stub: late answers to the old session would overwrite the new one's cookie.
                 self._session = self._open()
                 self._generation += 1
             return self._session
@@ -215,13 +222,16 @@ class VCenter:
             timeout_s=self._timeout_s,
             max_concurrency=self._max_concurrency,
         )
-        content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
         try:
+            content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
             content.sessionManager.Login(self._user, self._password.get_secret_value(), None)
         except LoginRefusedError as error:
             self._refused = f"vCenter {self.name} refused user {self._user!r}: {error}"
-            stub.DropConnections()
+            stub.retire()
             raise LoginRefusedError(self._refused) from error
+        except BaseException:
+            stub.retire()
+            raise
         return Session(stub, content)
 
 

@@ -10,6 +10,7 @@ from pyVmomi import vim
 from safehaul.errors import UnsupportedError
 from safehaul.messages.hardware import VmController, VmNic
 from safehaul.messages.inventory import DiskBacking, VmDisk
+from safehaul.vsphere.faults import moref
 
 _Device: Any = vim.vm.device
 
@@ -61,26 +62,35 @@ def controllers(devices: Iterable[Any] | None) -> list[VmController]:
     ]
 
 
-def nics(devices: Iterable[Any] | None, portgroup_names: dict[str, str]) -> list[VmNic]:
+def nics(devices: Iterable[Any] | None, network_names: dict[str, str]) -> list[VmNic]:
     """The network cards.
 
     Args:
         devices: of a VM's or a snapshot's configuration.
-        portgroup_names: key of a distributed port group to its name.
+        network_names: moref of a network or distributed port group to its name.
     """
-    return [
-        _nic(each, portgroup_names) for each in devices or [] if isinstance(each, _Device.VirtualEthernetCard)
-    ]
+    return [_nic(each, network_names) for each in _cards(devices)]
 
 
-def portgroup_keys(devices: Iterable[Any] | None) -> set[str]:
-    """Keys (which are morefs) of the distributed port groups that network cards use."""
-    ports = (
-        getattr(getattr(each, "backing", None), "port", None)
-        for each in devices or []
-        if isinstance(each, _Device.VirtualEthernetCard)
-    )
-    return {port.portgroupKey for port in ports if port is not None and port.portgroupKey}
+def network_morefs(devices: Iterable[Any] | None) -> tuple[set[str], set[str]]:
+    """Morefs of the networks, and of the distributed port groups, that network cards use."""
+    networks, portgroups = set(), set()
+    for card in _cards(devices):
+        if key := _portgroup_key(card.backing):
+            portgroups.add(key)
+        elif network := moref(getattr(card.backing, "network", None)):
+            networks.add(network)
+    return networks, portgroups
+
+
+def _cards(devices: Iterable[Any] | None) -> list[Any]:
+    return [each for each in devices or [] if isinstance(each, _Device.VirtualEthernetCard)]
+
+
+def _portgroup_key(backing: Any) -> str:
+    """The key of a distributed port group, which is its moref too; empty on a standard network."""
+    port = getattr(backing, "port", None)
+    return str(port.portgroupKey or "") if port is not None else ""
 
 
 def has_vtpm(devices: Iterable[Any] | None) -> bool:
@@ -140,18 +150,19 @@ def _parent_paths(backing: Any, label: str) -> list[str]:
     return paths
 
 
-def _nic(device: Any, portgroup_names: dict[str, str]) -> VmNic:
+def _nic(device: Any, network_names: dict[str, str]) -> VmNic:
     backing = device.backing
-    port = getattr(backing, "port", None)
-    key = str(port.portgroupKey or "") if port is not None else ""
+    key = _portgroup_key(backing)
     opaque = getattr(backing, "opaqueNetworkId", None)
+    # The name in the backing is the one at the time of configuration: the network may have another one today.
+    today = network_names.get(key) or network_names.get(moref(getattr(backing, "network", None)))
     return VmNic(
         key=device.key,
         label=_label(device),
         type=_first_name(device, _NICS) or "e1000",
         mac=str(device.macAddress or ""),
         address_type=str(device.addressType or ""),
-        network=portgroup_names.get(key) or str(getattr(backing, "deviceName", None) or opaque or key),
+        network=today or str(getattr(backing, "deviceName", None) or opaque or key),
         portgroup_key=key,
         start_connected=bool(device.connectable.startConnected) if device.connectable else True,
         unit_number=device.unitNumber or 0,

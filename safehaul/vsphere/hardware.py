@@ -43,12 +43,12 @@ _MAX_SETTINGS: Final = 500
 _MAX_VALUE_CHARS: Final = 1024
 
 
-def hardware(config: Any, portgroup_names: dict[str, str]) -> VmHardware:
+def hardware(config: Any, network_names: dict[str, str]) -> VmHardware:
     """A snapshot's or a VM's configuration as plain data.
 
     Args:
         config: `VirtualMachineConfigInfo`.
-        portgroup_names: key of a distributed port group to its name.
+        network_names: moref of a network or distributed port group to its name.
     """
     machine = config.hardware
     boot = config.bootOptions
@@ -72,7 +72,7 @@ def hardware(config: Any, portgroup_names: dict[str, str]) -> VmHardware:
         key_id=str(config.keyId.keyId) if config.keyId is not None else "",
         controllers=controllers(machine.device),
         disks=disks(machine.device),
-        nics=nics(machine.device, portgroup_names),
+        nics=nics(machine.device, network_names),
         extra_config=kept_settings(settings),
         created=config.createDate.isoformat() if getattr(config, "createDate", None) else "",
     )

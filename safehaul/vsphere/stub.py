@@ -73,6 +73,11 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
         self._turn = threading.BoundedSemaphore(max_concurrency)
         self._timeout_s = timeout_s
 
+    def retire(self) -> None:
+        """Closes the idle connections now, and each one that is still in use when its call ends."""
+        self.poolSize = 0
+        self.DropConnections()
+
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: N802, N803
         """Calls a method (the name and shape are pyVmomi's). Raises errors of safehaul only."""
         what = f"{info.wsdlName} on {describe(mo)} (vCenter {self._vcenter_name})"

@@ -14,12 +14,12 @@ from safehaul.messages.hardware import VmHardware
 from safehaul.messages.inventory import VmDisk, VmFile, VmState
 from safehaul.vsphere.client import Session, VCenter
 from safehaul.vsphere.datastores import list_directory
-from safehaul.vsphere.devices import disks, portgroup_keys
+from safehaul.vsphere.devices import disks, network_morefs
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.hardware import hardware
 from safehaul.vsphere.inventory import method_names
 from safehaul.vsphere.names import parse_datastore_path, unescape
-from safehaul.vsphere.properties import Properties, read_object, read_objects
+from safehaul.vsphere.properties import Properties, read_object
 from safehaul.vsphere.snapshot_tree import snapshot_nodes
 from safehaul.vsphere.tasks import Heartbeat, no_heartbeat, running_snapshot_tasks_of
 
@@ -163,19 +163,18 @@ def _config(vcenter: VCenter, kind: Any, object_moref: str) -> VmHardware:
         if config is None:
             reason = found.unreadable.get("config", "vCenter tells none")
             raise NotFoundError(f"{object_moref} (vCenter {vcenter.name}) has no configuration: {reason}")
-        return hardware(config, _portgroup_names(session, portgroup_keys(config.hardware.device)))
+        return hardware(config, _network_names(session, config.hardware.device))
 
     return vcenter.read(read)
 
 
-def _portgroup_names(session: Session, keys: set[str]) -> dict[str, str]:
-    kind = vim.dvs.DistributedVirtualPortgroup
-    names = {}
-    for key in sorted(keys):
-        try:
-            found = read_objects(session, [session.managed(kind, key)], {kind: ["name"]})
-        except NotFoundError:
-            # The port group was deleted since the snapshot: its key stays in the record.
-            continue
-        names.update({each.moref: unescape(str(each.get("name", ""))) for each in found})
+def _network_names(session: Session, devices: Any) -> dict[str, str]:
+    networks, portgroups = network_morefs(devices)
+    names: dict[str, str] = {}
+    for kind, morefs in ((vim.Network, networks), (vim.dvs.DistributedVirtualPortgroup, portgroups)):
+        for each in sorted(morefs):
+            # A network that was deleted since the snapshot keeps the name in the snapshot's configuration.
+            with contextlib.suppress(NotFoundError):
+                found = read_object(session, kind, each, ["name"])
+                names[each] = unescape(str(found.get("name", "")))
     return names

@@ -252,12 +252,14 @@ class TaskRunner:
             "error": fault,
             "complete_time": now(),
         }
-        context.update(**changes)
-        vm = self.world.vms.get(result or task.entity) or self.world.vms.get(task.entity)
-        if vm is not None:
-            outcome = f"failed: {fault.message}" if fault else "succeeded"
-            kind = "task-failed" if fault else "task-completed"
-            self.world.event(kind, vm, task.user, f"{task.operation} {outcome}", task.id)
+        # Together: who waited for the task finds its event in the log.
+        with self.world.changes:
+            context.update(**changes)
+            vm = self.world.vms.get(result or task.entity) or self.world.vms.get(task.entity)
+            if vm is not None:
+                outcome = f"failed: {fault.message}" if fault else "succeeded"
+                kind = "task-failed" if fault else "task-completed"
+                self.world.event(kind, vm, task.user, f"{task.operation} {outcome}", task.id)
 
 
 def _fault_of(error: OSError) -> Fault:

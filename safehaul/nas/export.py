@@ -84,6 +84,10 @@ class NasWriteFile(Protocol):
 class NasExport(Protocol):
     """An open export. A context manager; closing it closes every file opened from it."""
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of files asked of the filer since the export was opened: also tables, gaps, descriptors."""
+
     def stat(self, path: str) -> FileStat:
         """Attributes of the name itself (of the link, not of its target). Raises NotFoundError."""
 

@@ -16,11 +16,12 @@ from safehaul.errors import (
     PermissionRefusedError,
     PolicyError,
     UnsupportedError,
-    VmMovedError,
 )
 from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.export import MAX_DIRECTORY_ENTRIES, DirectoryEntry, FileKind, FileStat
+from safehaul.nas.mounted_file import Handle, MountedFile, MountedWriteFile
 from safehaul.nas.paths import check_relative, safe
+from safehaul.nas.tally import ByteTally
 from safehaul.nas.translation import mount_translate, translate
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,12 +40,18 @@ class MountedExport:
         if definition.mounted_at is None:
             raise ValueError("the definition names no mount point")
         self.definition = definition
-        self._files: list[_Handle] = []
+        self._files: list[Handle] = []
         self._lock = threading.Lock()
+        self._tally = ByteTally()
         try:
             self._root = os.open(definition.mounted_at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise mount_translate(error, definition) from error
+
+    @property
+    def bytes_read(self) -> int:
+        """See `NasExport.bytes_read`."""
+        return self._tally.total_bytes
 
     def stat(self, path: str) -> FileStat:
         """See `NasExport.stat`."""
@@ -72,7 +79,7 @@ class MountedExport:
         """See `NasExport.open_read`."""
         with self._parent(path, "open") as (parent, name):
             descriptor = os.open(name, os.O_RDONLY | _FILE, dir_fd=parent)
-        return MountedFile(self._keep(descriptor, path))
+        return MountedFile(self._keep(descriptor, path), self._tally)
 
     def read_small(self, path: str, limit_bytes: int) -> bytes:
         """See `NasExport.read_small`."""
@@ -174,14 +181,14 @@ class MountedExport:
                 f"{self.definition} is defined for reading only; nothing is written to it"
             )
 
-    def _keep(self, descriptor: int, path: str) -> _Handle:
+    def _keep(self, descriptor: int, path: str) -> Handle:
         facts = os.fstat(descriptor)
         if not stat_bits.S_ISREG(facts.st_mode):
             os.close(descriptor)
             raise UnsupportedError(
                 f"{safe(path)} on {self.definition} is a {_kind(facts.st_mode).value}, not a regular file"
             )
-        handle = _Handle(descriptor, self.definition, path, facts.st_size)
+        handle = Handle(descriptor, self.definition, path, facts.st_size)
         with self._lock:
             self._files = [file for file in self._files if file.descriptor >= 0]
             self._files.append(handle)
@@ -214,91 +221,6 @@ class MountedExport:
                 yield descriptor, name
             except OSError as error:
                 raise translate(error, self.definition, operation, path) from error
-
-
-class _Handle:
-    """A file descriptor with the names that its errors need."""
-
-    def __init__(self, descriptor: int, definition: ExportDefinition, path: str, size_bytes: int) -> None:
-        self.descriptor = descriptor
-        self.definition = definition
-        self.path = path
-        self.size_bytes = size_bytes
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            descriptor, self.descriptor = self.descriptor, -1
-            os.close(descriptor)
-
-
-class MountedFile:
-    """`NasFile` over a kernel mount."""
-
-    def __init__(self, handle: _Handle) -> None:
-        self._handle = handle
-        self.size_bytes = handle.size_bytes
-
-    def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> int:
-        """See `NasFile.read_into`."""
-        handle = self._handle
-        view = memoryview(buffer)
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(handle.descriptor, [view[done:]], offset_bytes + done)
-            except OSError as error:
-                raise translate(error, handle.definition, "read", handle.path) from error
-            if not count:
-                raise VmMovedError(
-                    f"read {safe(handle.path)} on {handle.definition}: "
-                    f"it ends at byte {offset_bytes + done}, but had {self.size_bytes} bytes when opened"
-                )
-            done += count
-        return done
-
-    def close(self) -> None:
-        """See `NasFile.close`."""
-        self._handle.close()
-
-
-class MountedWriteFile:
-    """`NasWriteFile` over a kernel mount."""
-
-    def __init__(self, handle: _Handle) -> None:
-        self._handle = handle
-
-    def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
-        """See `NasWriteFile.write_at`."""
-        handle = self._handle
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            try:
-                done += os.pwrite(handle.descriptor, view[done:], offset_bytes + done)
-            except OSError as error:
-                raise translate(error, handle.definition, "write", handle.path) from error
-
-    def set_size(self, size_bytes: int) -> None:
-        """See `NasWriteFile.set_size`."""
-        try:
-            os.ftruncate(self._handle.descriptor, size_bytes)
-        except OSError as error:
-            raise translate(error, self._handle.definition, "set the size of", self._handle.path) from error
-
-    def flush(self) -> None:
-        """See `NasWriteFile.flush`."""
-        try:
-            os.fsync(self._handle.descriptor)
-        except OSError as error:
-            raise translate(error, self._handle.definition, "flush", self._handle.path) from error
-
-    def close(self) -> None:
-        """See `NasWriteFile.close`."""
-        if self._handle.descriptor >= 0:
-            try:
-                self.flush()
-            finally:
-                self._handle.close()
 
 
 def _kind(mode: int) -> FileKind:

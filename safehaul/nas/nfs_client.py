@@ -16,11 +16,12 @@ from safehaul.errors import (
     PermissionRefusedError,
     PolicyError,
     UnsupportedError,
-    VmMovedError,
 )
 from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.export import MAX_DIRECTORY_ENTRIES, DirectoryEntry, FileKind, FileStat
+from safehaul.nas.nfs_file import NfsFile, NfsWriteFile
 from safehaul.nas.paths import check_relative, safe
+from safehaul.nas.tally import ByteTally
 from safehaul.nas.translation import mount_translate, translate
 
 _KINDS = {
@@ -47,6 +48,7 @@ class NfsClientExport:
         self._file_ids_stable: bool | None = None
         self._files: list[nfs_rs.File] = []
         self._lock = threading.Lock()
+        self._tally = ByteTally()
         versions: list[str] = _AUTO_VERSIONS if definition.version == "auto" else [definition.version]
         try:
             self._client = nfs_rs.Client.connect(
@@ -67,6 +69,11 @@ class NfsClientExport:
     def version(self) -> str:
         """The NFS version in use: `3` or `4.1`."""
         return str(self._client.version.value)
+
+    @property
+    def bytes_read(self) -> int:
+        """See `NasExport.bytes_read`."""
+        return self._tally.total_bytes
 
     def stat(self, path: str) -> FileStat:
         """See `NasExport.stat`."""
@@ -95,7 +102,7 @@ class NfsClientExport:
     def open_read(self, path: str) -> NfsFile:
         """See `NasExport.open_read`."""
         info = self._regular(path)
-        return NfsFile(self._open(path, "rb", "open"), self.definition, path, info.size)
+        return NfsFile(self._open(path, "rb", "open"), self.definition, path, info.size, self._tally)
 
     def read_small(self, path: str, limit_bytes: int) -> bytes:
         """See `NasExport.read_small`."""
@@ -259,76 +266,6 @@ class NfsClientExport:
             gid=info.gid,
             mode=info.mode & 0o7777,
         )
-
-
-class NfsFile:
-    """`NasFile` over nfs-rs."""
-
-    def __init__(self, file: nfs_rs.File, definition: ExportDefinition, path: str, size_bytes: int) -> None:
-        self._file = file
-        self._definition = definition
-        self._path = path
-        self.size_bytes = size_bytes
-
-    def read_into(self, offset_bytes: int, buffer: bytearray | memoryview) -> int:
-        """See `NasFile.read_into`."""
-        wanted = len(buffer)
-        if not wanted:
-            return 0
-        try:
-            count = self._file.readinto_at(buffer, offset_bytes)
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "read", self._path) from error
-        if count != wanted:
-            raise VmMovedError(
-                f"read {safe(self._path)} on {self._definition}: it ends at byte {offset_bytes + count}, "
-                f"but had {self.size_bytes} bytes when it was opened"
-            )
-        return count
-
-    def close(self) -> None:
-        """See `NasFile.close`."""
-        try:
-            self._file.close()
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "close", self._path) from error
-
-
-class NfsWriteFile:
-    """`NasWriteFile` over nfs-rs: each write is committed (RFC 1813 COMMIT) before it returns."""
-
-    def __init__(self, file: nfs_rs.File, definition: ExportDefinition, path: str) -> None:
-        self._file = file
-        self._definition = definition
-        self._path = path
-
-    def write_at(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
-        """See `NasWriteFile.write_at`."""
-        try:
-            self._file.write_at(data, offset_bytes)
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "write", self._path) from error
-
-    def set_size(self, size_bytes: int) -> None:
-        """See `NasWriteFile.set_size`."""
-        try:
-            self._file.truncate(size_bytes)
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "set the size of", self._path) from error
-
-    def flush(self) -> None:
-        """See `NasWriteFile.flush`."""
-        try:
-            self._file.flush()
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "flush", self._path) from error
-
-    def close(self) -> None:
-        """See `NasWriteFile.close`."""
-        try:
-            self._file.close()
-        except (nfs_rs.NfsError, OSError) as error:
-            raise translate(error, self._definition, "close", self._path) from error
 
 
 def _url(definition: ExportDefinition) -> str:

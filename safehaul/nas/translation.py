@@ -46,6 +46,9 @@ def translate(
     for statuses, make in _BY_STATUS:
         if status in statuses:
             return make(place, definition)
+    if isinstance(error, nfs_rs.NfsStateLostError):
+        # After one stale answer the client refuses every further call on that file by this error.
+        return _stale(place, definition)
     if isinstance(error, nfs_rs.NfsMountError):
         return _mount_error(error, definition)
     return _by_kind(error, place, status)

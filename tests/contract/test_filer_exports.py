@@ -98,6 +98,7 @@ def test_reads_fill_the_buffer_at_any_offset(export: NasExport, place: Place) ->
         buffer = bytearray(length)
         assert file.read_into(offset, buffer) == length
         assert buffer == content[offset : offset + length]
+    assert export.bytes_read == len(content) + 4 * MIB + 1 + 513
     part = memoryview(bytearray(100))
     file.read_into(1000, part[10:20])
     assert bytes(part) == bytes(10) + content[1000:1010] + bytes(80)

@@ -1,0 +1,104 @@
+"""Goal: refusals as a real filer sends them, on the wire, become the errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.filer import Filer
+from lab.nfs_gate import (
+    ACCESS,
+    GETATTR,
+    LOOKUP,
+    NFS3ERR_ACCES,
+    NFS3ERR_JUKEBOX,
+    NFS3ERR_STALE,
+    READ,
+    NfsGate,
+    Rule,
+)
+from safehaul.errors import BusyError, PermissionRefusedError, VmMovedError
+from safehaul.nas.definition import ExportDefinition
+from safehaul.nas.nfs_client import NfsClientExport
+
+
+@pytest.fixture(scope="module")
+def filer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filer]:
+    directory = tmp_path_factory.mktemp("ds")
+    (directory / "vm").mkdir()
+    (directory / "vm" / "vm-flat.vmdk").write_bytes(b"disk" * 1000)
+    (directory / "vm" / "vm.vmx").write_bytes(b"text")
+    with Filer(directory, state=tmp_path_factory.mktemp("filer")) as running:
+        yield running
+
+
+@pytest.fixture
+def gate(filer: Filer) -> Iterator[NfsGate]:
+    with NfsGate(filer.port) as running:
+        yield running
+
+
+def _definition(gate: NfsGate, uid: int = 0) -> ExportDefinition:
+    return ExportDefinition(
+        name="gold",
+        remote_hosts=["127.0.0.1"],
+        remote_path="/",
+        version="3",
+        nfs_port=gate.port,
+        mount_port=gate.port,
+        reserved_port=False,
+        uid=uid,
+        operation_timeout_s=30,
+    )
+
+
+def _read(export: NfsClientExport, path: str) -> bytes:
+    return export.read_small(path, 10_000)
+
+
+def test_it_passes_everything_else_through(gate: NfsGate) -> None:
+    with NfsClientExport(_definition(gate)) as export:
+        assert _read(export, "vm/vm-flat.vmdk") == b"disk" * 1000
+        assert [entry.name for entry in export.list("vm")] == ["vm-flat.vmdk", "vm.vmx"]
+
+
+def test_a_squashed_root_is_a_refusal_that_says_what_to_change(gate: NfsGate) -> None:
+    gate.refuse(Rule("*-flat.vmdk", NFS3ERR_ACCES, uid=0, procedures=frozenset({READ, ACCESS})))
+    with NfsClientExport(_definition(gate)) as export:
+        assert _read(export, "vm/vm.vmx") == b"text"
+        with pytest.raises(PermissionRefusedError, match="uid 0") as caught:
+            _read(export, "vm/vm-flat.vmdk")
+        for part in ("'gold'", "vm-flat.vmdk", "unreserved port", "no_root_squash"):
+            assert part in str(caught.value)
+    with NfsClientExport(_definition(gate, uid=36)) as export:
+        assert len(_read(export, "vm/vm-flat.vmdk")) == 4000
+
+
+@pytest.mark.parametrize("procedure", [READ, LOOKUP, GETATTR])
+def test_a_stale_handle_is_a_move(gate: NfsGate, procedure: int) -> None:
+    with NfsClientExport(_definition(gate)) as export:
+        file = export.open_read("vm/vm-flat.vmdk")
+        gate.refuse(Rule("vm-flat.vmdk", NFS3ERR_STALE, procedures=frozenset({procedure})))
+        for _ in range(2):
+            with pytest.raises(VmMovedError, match="vm-flat"):
+                _ = file.read_into(0, bytearray(9)) if procedure == READ else export.stat("vm/vm-flat.vmdk")
+        gate.clear()
+        assert len(_read(export, "vm/vm-flat.vmdk")) == 4000
+
+
+def test_a_cut_connection_is_made_again(gate: NfsGate) -> None:
+    with NfsClientExport(_definition(gate)) as export:
+        file = export.open_read("vm/vm-flat.vmdk")
+        gate.cut()
+        buffer = bytearray(4)
+        file.read_into(0, buffer)
+        assert buffer == b"disk"
+
+
+def test_a_busy_filer_is_busy(gate: NfsGate) -> None:
+    with NfsClientExport(_definition(gate)) as export:
+        file = export.open_read("vm/vm-flat.vmdk")
+        gate.refuse(Rule("vm-flat.vmdk", NFS3ERR_JUKEBOX))
+        with pytest.raises(BusyError, match="later"):
+            file.read_into(0, bytearray(4))

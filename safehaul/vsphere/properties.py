@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from pyVmomi import vim, vmodl
 
-from safehaul.errors import BusyError, PermissionRefusedError, SafehaulError
+from safehaul.errors import BusyError, SafehaulError, SessionLostError
 from safehaul.vsphere.client import Session
-from safehaul.vsphere.faults import UnreadableAnswerError, describe, fault_text, moref
+from safehaul.vsphere.faults import UnreadableAnswerError, describe, moref, translate
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class Properties:
     """`VirtualMachine`, `Folder`, …: the object's own class, not the one that was asked for."""
     moref: str
     values: dict[str, Any] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    """Property path to the reason: no permission, or a value that this client does not know."""
+    unreadable: dict[str, SafehaulError] = field(default_factory=dict)
+    """Property path to what is wrong: no permission, or a value that this client does not know."""
 
     def get(self, path: str, default: Any = None) -> Any:
         """The value, or the default when it is unset or unreadable."""
@@ -49,14 +49,11 @@ class Properties:
         """Makes sure that each of these is known, set or unset.
 
         Raises:
-            PermissionRefusedError: one could not be read; names it and the reason.
+            SafehaulError: why one could not be read, such as a privilege that is missing.
         """
         for path in paths:
             if path in self.unreadable:
-                raise PermissionRefusedError(
-                    f"{path} of {self.kind} {self.moref} cannot be read: {self.unreadable[path]}: "
-                    "give the account System.Read on it"
-                )
+                raise self.unreadable[path]
 
 
 def read_object(session: Session, kind: Any, object_moref: str, paths: Sequence[str]) -> Properties:
@@ -181,7 +178,7 @@ def _one_by_one(
     found = Properties(_kind(reference), moref(reference))
     wanted = [(kind, path) for kind, each in paths.items() if isinstance(reference, kind) for path in each]
     if len(wanted) <= 1:
-        found.unreadable.update({path: str(error) for _, path in wanted})
+        found.unreadable.update({path: error for _, path in wanted})
         return found
     for kind, path in wanted:
         single = _read_all(session, [reference], {kind: [path]})
@@ -198,9 +195,13 @@ def _property_specs(paths: Mapping[Any, Sequence[str]]) -> list[Any]:
 
 def _properties(content: Any) -> Properties:
     unreadable = {
-        missing.path: fault_text(missing.fault) or type(missing.fault).__name__
-        for missing in content.missingSet or []
+        each.path: translate(each.fault, f"reading {each.path} of {describe(content.obj)}")
+        for each in content.missingSet or []
     }
+    for error in unreadable.values():
+        if isinstance(error, SessionLostError):
+            # Without a session a server may answer with objects whose every property is missing: no truth in it.
+            raise error
     return Properties(
         kind=_kind(content.obj),
         moref=moref(content.obj),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from pyVmomi import vim
@@ -17,8 +18,11 @@ from safehaul.vsphere.client import Session, VCenter
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.names import escape, parse_datastore_path, path_component, unescape
 from safehaul.vsphere.properties import Properties, read_object, walk
-from safehaul.vsphere.tasks import DEFAULT_TIMEOUT_S, Heartbeat, no_heartbeat, wait
+from safehaul.vsphere.tasks import DEFAULT_TIMEOUT_S, Heartbeat, no_heartbeat, pause, wait
 
+# A registration takes seconds; whoever tries again earlier would meet its own VM and call it somebody else's.
+_LOST_ANSWER_S: Final = 30.0
+_LOOK_AGAIN_S: Final = 1.0
 # vSphere's limit on a VM's name.
 _MAX_NAME_CHARS: Final = 80
 
@@ -156,10 +160,22 @@ def register(
         )
         return moref(wait(vcenter, moref(task), heartbeat, timeout_s=timeout_s))
     except (ConnectionLostError, SessionLostError):
-        found = find_registered(vcenter, path)
-        if found is None or found[1] != name:
+        found = _look_for(vcenter, path, name, heartbeat)
+        if found is None:
             raise
-        return found[0]
+        return found
+
+
+def _look_for(vcenter: VCenter, path: str, name: str, heartbeat: Heartbeat) -> str | None:
+    """Waits a while for the effect of a registration whose answer was lost: its task may still run."""
+    deadline = time.monotonic() + _LOST_ANSWER_S
+    while True:
+        found = find_registered(vcenter, path)
+        if found is not None:
+            return found[0] if found[1] == name else None
+        if time.monotonic() >= deadline:
+            return None
+        pause(_LOOK_AGAIN_S, heartbeat)
 
 
 def find_registered(vcenter: VCenter, vmx_path: str) -> tuple[str, str] | None:

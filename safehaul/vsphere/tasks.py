@@ -93,12 +93,15 @@ def task_info(vcenter: VCenter, task_moref: str) -> Any:
 
     Raises:
         NotFoundError: vCenter has forgotten it (some minutes after its end), or tells nothing of it.
+        PermissionRefusedError: the account may not see it.
     """
     found = vcenter.read(lambda session: read_object(session, vim.Task, task_moref, ["info"]))
+    found.require("info")
     info = found.get("info")
     if info is None:
-        reason = found.unreadable.get("info", "no info")
-        raise NotFoundError(f"task {task_moref} (vCenter {vcenter.name}) cannot be read: {reason}")
+        raise NotFoundError(
+            f"task {task_moref} (vCenter {vcenter.name}) tells nothing: it is over and forgotten"
+        )
     return info
 
 

@@ -132,10 +132,12 @@ def snapshot_disks(vcenter: VCenter, snapshot_moref: str) -> list[VmDisk]:
     found = vcenter.read(
         lambda session: read_object(session, vim.vm.Snapshot, snapshot_moref, ["config.hardware.device"])
     )
-    if found.get("config.hardware.device") is None:
-        reason = found.unreadable.get("config.hardware.device", "vCenter tells none")
-        raise NotFoundError(f"snapshot {snapshot_moref} (vCenter {vcenter.name}): no hardware: {reason}")
-    return disks(found.get("config.hardware.device"))
+    found.require("config.hardware.device")
+    devices = found.get("config.hardware.device")
+    if devices is None:
+        # Every machine has controllers: no device at all is no answer, and not a VM without disks.
+        raise NotFoundError(f"snapshot {snapshot_moref} (vCenter {vcenter.name}) tells no hardware")
+    return disks(devices)
 
 
 def snapshot_config(vcenter: VCenter, snapshot_moref: str) -> VmHardware:
@@ -159,10 +161,10 @@ def vm_config(vcenter: VCenter, vm_moref: str) -> VmHardware:
 def _config(vcenter: VCenter, kind: Any, object_moref: str) -> VmHardware:
     def read(session: Session) -> VmHardware:
         found = read_object(session, kind, object_moref, ["config"])
+        found.require("config")
         config = found.get("config")
         if config is None:
-            reason = found.unreadable.get("config", "vCenter tells none")
-            raise NotFoundError(f"{object_moref} (vCenter {vcenter.name}) has no configuration: {reason}")
+            raise NotFoundError(f"{object_moref} (vCenter {vcenter.name}) has no configuration")
         return hardware(config, _network_names(session, config.hardware.device))
 
     return vcenter.read(read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safehaul.errors import NotFoundError
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.export import FileStat, NasExport, NasFile
 from safehaul.nas.mounted import MountedExport
 from safehaul.nas.nfs_client import NfsClientExport

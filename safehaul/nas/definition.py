@@ -3,92 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from safehaul.errors import ConfigError, UnsupportedError
+from safehaul.messages.exports import ExportDefinition, NfsVersion
 from safehaul.messages.inventory import NasVolume
-
-NfsVersion = Literal["3", "4.1"]
 
 _VERSION_OF_TYPE: dict[str, NfsVersion] = {"NFS": "3", "NFS41": "4.1"}
 """vSphere API, HostFileSystemVolumeFileSystemType: `NFS` is NFSv3, `NFS41` is NFSv4.1."""
-
-
-class ExportDefinition(BaseModel):
-    """One NAS export of the configuration: what hosts call it, and how this access node opens it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1)
-    remote_hosts: list[str] = Field(min_length=1)
-    """Every name or address by which ESXi hosts know the filer (`HostNasVolume.remoteHost`)."""
-    remote_path: str
-    """The exported path as ESXi hosts know it (`HostNasVolume.remotePath`)."""
-    address: str = Field(default="", pattern=r"^[A-Za-z0-9.:_-]*$")
-    """Name or address that this node uses; empty: the first of `remote_hosts`."""
-    path: str = ""
-    """Exported path that this node mounts; empty: `remote_path`."""
-    version: Literal["auto", "3", "4.1"] = "auto"
-    """`auto`: the version that the ESXi hosts use for the datastore (vmware-facts 3)."""
-    nfs_port: int | None = Field(default=None, ge=1, le=65535)
-    """None: 2049."""
-    mount_port: int | None = Field(default=None, ge=1, le=65535)
-    """NFSv3 MOUNT service; None: ask the filer's portmapper."""
-    reserved_port: bool = True
-    """Connect from a port below 1024: most exports demand it; needs root or CAP_NET_BIND_SERVICE."""
-    uid: int = Field(default=0, ge=0, le=0xFFFFFFFF)
-    gid: int = Field(default=0, ge=0, le=0xFFFFFFFF)
-    mounted_at: str | None = None
-    """Where the export is already mounted on this node (kernel NFS); None: the NFS client in this process."""
-    writable: bool = False
-    """True: for restores only; backups never use a writable definition."""
-    connect_timeout_s: float = Field(default=15.0, gt=0, le=600)
-    operation_timeout_s: float = Field(default=60.0, gt=0, le=3600)
-
-    @field_validator("remote_path")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        if not value.startswith("/"):
-            raise ValueError("must be an absolute path such as /vol/vmware1")
-        return value
-
-    @field_validator("path")
-    @classmethod
-    def _absolute_or_empty(cls, value: str) -> str:
-        if value and not value.startswith("/"):
-            raise ValueError("must be an absolute path such as /vol/vmware1")
-        return value
-
-    @field_validator("mounted_at")
-    @classmethod
-    def _mounted_absolute(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("/"):
-            raise ValueError("must be an absolute path such as /mnt/vmware1")
-        return value
-
-    @property
-    def effective_address(self) -> str:
-        """Where this node connects."""
-        return self.address or self.remote_hosts[0]
-
-    @property
-    def effective_path(self) -> str:
-        """The exported path that this node mounts."""
-        return self.path or self.remote_path
-
-    def __str__(self) -> str:
-        """The export for messages: name, place, version, identity, port."""
-        if self.mounted_at is not None:
-            return f"export {self.name!r} (mounted at {self.mounted_at})"
-        version = f"NFS version {self.version}"
-        port = "a reserved port" if self.reserved_port else "an unreserved port"
-        return (
-            f"export {self.name!r} ({self.effective_address}:{self.effective_path}, {version}, "
-            f"as uid {self.uid} from {port})"
-        )
 
 
 def match(
@@ -153,14 +76,18 @@ def _missing(volume: NasVolume, *, writable: bool) -> str:
     place = f"{volume.remote_host}:{volume.remote_path}"
     lines = [
         f"no {kind} is defined for datastore {volume.datastore!r} at {place}; add:",
-        "[[exports]]",
-        f'name = "{_toml(volume.datastore)}{"-restore" if writable else ""}"',
+        "[[restore_exports]]" if writable else "[[exports]]",
+        f'name = "{_name(volume.datastore)}"',
         f'remote_hosts = ["{_toml(volume.remote_host)}"]',
         f'remote_path = "{_toml(volume.remote_path)}"',
     ]
-    if writable:
-        lines.append("writable = true")
     return "\n".join(lines)
+
+
+def _name(datastore: str) -> str:
+    """A name for the definition that the configuration accepts (`NAME_PATTERN`)."""
+    plain = re.sub(r"[^a-z0-9]+", "-", datastore.casefold()).strip("-")
+    return plain[:60] or "export"
 
 
 def _toml(text: str) -> str:

@@ -17,7 +17,7 @@ from safehaul.errors import (
     PolicyError,
     UnsupportedError,
 )
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.export import MAX_DIRECTORY_ENTRIES, DirectoryEntry, FileKind, FileStat
 from safehaul.nas.nfs_file import NfsFile, NfsWriteFile
 from safehaul.nas.paths import check_relative, safe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nfs_rs
 
 from safehaul.errors import VmMovedError
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.paths import safe
 from safehaul.nas.tally import ByteTally
 from safehaul.nas.translation import translate

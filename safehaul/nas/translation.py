@@ -18,7 +18,7 @@ from safehaul.errors import (
     UnsupportedError,
     VmMovedError,
 )
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.paths import safe
 
 # Status names of RFC 1813, 2.6 (NFS3ERR_…) and RFC 8881, 15.1 (NFS4ERR_…), without their prefix.

@@ -20,8 +20,8 @@ from safehaul.errors import (
     UnsupportedError,
     VmMovedError,
 )
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import open_export
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.export import FileKind, NasExport
 
 MIB = 2**20
@@ -38,7 +38,7 @@ class Place:
 
 
 def _place(way: str, directory: Path, state: Path, *, writable: bool) -> Iterator[Place]:
-    base = ExportDefinition(name="e", remote_hosts=["127.0.0.1"], remote_path="/", writable=writable)
+    base = ExportDefinition(name="e", remote_hosts=("127.0.0.1",), remote_path="/", writable=writable)
     if way == "mounted":
         mounted = base.model_copy(update={"mounted_at": str(directory)})
         yield Place(directory, mounted, lambda: None)

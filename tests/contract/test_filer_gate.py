@@ -19,7 +19,7 @@ from lab.nfs_gate import (
     Rule,
 )
 from safehaul.errors import BusyError, PermissionRefusedError, VmMovedError
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.nfs_client import NfsClientExport
 
 
@@ -42,7 +42,7 @@ def gate(filer: Filer) -> Iterator[NfsGate]:
 def _definition(gate: NfsGate, uid: int = 0) -> ExportDefinition:
     return ExportDefinition(
         name="gold",
-        remote_hosts=["127.0.0.1"],
+        remote_hosts=("127.0.0.1",),
         remote_path="/",
         version="3",
         nfs_port=gate.port,

@@ -16,8 +16,8 @@ import pytest
 
 from lab.filer import Filer, FilerControl, FilerError
 from safehaul.errors import ConnectionLostError, NotFoundError, PermissionRefusedError
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.nfs_client import NfsClientExport
 from safehaul.vmdk.chain import DiskChain
 from tests.vmdk_images import delta_disk, flat_disk
@@ -28,7 +28,7 @@ MIB = 2**20
 def export_of(filer: Filer, path: str = "/ds1", *, writable: bool = False) -> ExportDefinition:
     return ExportDefinition(
         name=path.strip("/") or "all",
-        remote_hosts=["127.0.0.1"],
+        remote_hosts=("127.0.0.1",),
         remote_path=path,
         version="3",
         nfs_port=filer.port,

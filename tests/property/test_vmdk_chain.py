@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.mounted import MountedExport
 from safehaul.vmdk.chain import DiskChain
 from tests.vmdk_images import SECTOR, delta_disk, flat_disk

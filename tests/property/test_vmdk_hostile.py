@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from safehaul.errors import SafehaulError
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.mounted import MountedExport
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vmdk.descriptor import parse_descriptor

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from safehaul.errors import ConfigError, UnsupportedError
+from safehaul.messages.exports import ExportDefinition
 from safehaul.messages.inventory import NasVolume
-from safehaul.nas.definition import ExportDefinition, match
+from safehaul.nas.definition import match
 
 
 def _volume(**changes: Any) -> NasVolume:
@@ -58,7 +59,7 @@ def test_backups_and_restores_use_separate_definitions() -> None:
     definitions = [_export(name="r"), _export(name="w", writable=True)]
     assert match(_volume(), definitions).name == "r"
     assert match(_volume(), definitions, writable=True).name == "w"
-    with pytest.raises(ConfigError, match="writable = true"):
+    with pytest.raises(ConfigError, match="restore_exports"):
         match(_volume(), definitions[:1], writable=True)
 
 

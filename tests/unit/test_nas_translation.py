@@ -18,7 +18,7 @@ from safehaul.errors import (
     UnsupportedError,
     VmMovedError,
 )
-from safehaul.nas.definition import ExportDefinition
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.translation import mount_translate, translate
 
 EXPORT = ExportDefinition(

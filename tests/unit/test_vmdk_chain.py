@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from safehaul.errors import IntegrityError, InvalidInputError, NotFoundError, UnsupportedError, VmMovedError
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.mounted import MountedExport
 from safehaul.vmdk.chain import MAX_LAYERS, DiskChain
 from tests.vmdk_images import SECTOR, delta_disk, descriptor, flat_disk

@@ -13,8 +13,8 @@ import pyvmdk
 
 from lab.esx.cowd import CowdExtent as LabCowdExtent
 from lab.esx.cowd import create_cowd
+from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
-from safehaul.nas.definition import ExportDefinition
 from safehaul.nas.mounted import MountedExport
 from safehaul.vmdk.chain import DiskChain
 from tests.vmdk_images import SECTOR, delta_disk, descriptor, flat_disk

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,8 @@ class ChunkIndex:
         self._database = sqlite3.connect(
             str(path) if path else "", check_same_thread=False, isolation_level=None
         )
+        # Whoever forgets to close the index must not keep the file open.
+        weakref.finalize(self, self._database.close)
         self._lock = threading.Lock()
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         # Losing the cache costs a reload, but a half-written one would be wrong: hence WAL for a kept file.

@@ -74,7 +74,7 @@ class ChunkEncoder:
         done: Future[Encoded] = Future()
         done.set_result(Encoded(HOLE, self._size))
         self._pending.append((done, None))
-        while len(self._pending) > 4 * SLOTS:
+        while len(self._pending) > SLOTS:
             self._take_oldest()
 
     def end_chunk(self) -> None:

@@ -1,8 +1,9 @@
 """`idx/` objects: the trailers of many packs in one object, so that a reader need not open every pack.
 
-Body (little endian): count of packs (4), zero (4), then for each pack: pack id (32), size (8), count of
+Body (little endian): count of packs (4), variant (4), then for each pack: pack id (32), size (8), count of
 chunks (4), zero (4), and the 56-byte records of its trailer. The object's name is the keyed BLAKE3 of its
-body: two committers of one session write the same object. Source: docs/repository-format.md.
+body: two committers of one session write the same object. The variant is 0; a repair counts it up when the name
+is taken by a damaged object. Source: docs/repository-format.md.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def batches(listings: Iterable[PackListing]) -> Iterator[list[PackListing]]:
         yield batch
 
 
-def encode_locations(batch: list[PackListing]) -> bytes:
+def encode_locations(batch: list[PackListing], variant: int = 0) -> bytes:
     """Return the body of an `idx/` object."""
-    parts = [_HEAD.pack(len(batch), 0)]
+    parts = [_HEAD.pack(len(batch), variant)]
     for pack, entries in batch:
         parts.append(_PACK.pack(pack.pack_id, pack.size_bytes, len(entries), 0))
         parts.append(encode_entries(entries))

@@ -56,10 +56,11 @@ class BackupReader:
         self._load_hinted()
 
     def _load_hinted(self) -> None:
-        """Load the `idx/` objects that the manifest names; when one is gone, load whatever there is."""
+        """Load the `idx/` objects that the manifest names; when one is gone or damaged, all there are."""
         try:
             self._repository.load_index(self.manifest.idx)
-        except NotFoundError:
+        except (NotFoundError, IntegrityError):
+            # The list is a hint: others, or a repaired index, may name the same chunks.
             self._load_all()
 
     def _load_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import threading
@@ -260,7 +261,11 @@ class Repository:
 
     def refresh_index(self) -> None:
         """Load every `idx/` object that is new, and what is condemned."""
-        self.load_index([info.name for info in self.store.list("idx/")])
+        for info in list(self.store.list("idx/")):
+            # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
+            # A verification reports it, and `repair_index` makes its content again from the packs.
+            with contextlib.suppress(IntegrityError):
+                self.load_index([info.name])
         with self._lock:
             self._condemnations = read_condemnations(self)
             self._present.clear()

@@ -1,0 +1,59 @@
+"""Makes `idx/` whole again from the packs alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from safehaul.errors import IntegrityError
+from safehaul.media.envelope import Kind
+from safehaul.media.locations import PackListing, batches, encode_locations
+from safehaul.media.pack import SealedPack, pack_name
+from safehaul.media.pack_check import PackChecker
+from safehaul.media.repository import Repository
+
+_PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{64}")
+_VARIANTS = 100
+
+
+def repair_index(repository: Repository, heartbeat: Callable[[str], None] = lambda _: None) -> int:
+    """List every sound pack that no sound `idx/` object lists; returns how many packs were added.
+
+    Each such pack is read completely first, because later backups will rely on it. Damaged packs are left
+    out (`verify` names them). Nothing is deleted or overwritten; a second run adds nothing.
+    """
+    repository.refresh_index()
+    known = {pack_name(pack.pack_id) for pack in repository.index.packs()}
+    checker = PackChecker(repository)
+    added = 0
+
+    def sound_packs() -> Iterator[PackListing]:
+        for found in repository.store.list("packs/"):
+            if found.name in known or not _PACK_NAME.fullmatch(found.name):
+                continue
+            heartbeat(f"reading {found.name}")
+            pack = SealedPack(bytes.fromhex(found.name.rpartition("/")[2]), found.size_bytes)
+            findings = checker.check(pack)
+            if findings.sound:
+                yield PackListing(pack, findings.entries)
+
+    for batch in batches(sound_packs()):
+        _put_list(repository, batch)
+        added += len(batch)
+    repository.refresh_index()
+    return added
+
+
+def _put_list(repository: Repository, batch: list[PackListing]) -> None:
+    """Write one list; when a damaged object has its name already, write a variant under another name."""
+    for variant in range(_VARIANTS):
+        body = encode_locations(batch, variant)
+        try:
+            repository.put_same(Kind.LOCATIONS, f"idx/{repository.content_name(body)}", body)
+        except IntegrityError:
+            # The damaged object is what we repair; it cannot be overwritten, so another name takes its place.
+            continue
+        return
+    raise IntegrityError(
+        f"idx/ holds {_VARIANTS} damaged objects of one content: the store loses what it is given"
+    )

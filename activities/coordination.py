@@ -43,7 +43,7 @@ from safehaul.messages.job import (
     PrepareInput,
     ReportPageInput,
 )
-from safehaul.messages.vm import AskInput
+from safehaul.messages.steps import AskInput
 from safehaul.vsphere import inventory
 
 REPORT_ROWS = 200

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from activities.peers import Peers
 from safehaul.errors import NotFoundError, UnsupportedError, VmMovedError
 from safehaul.messages.inventory import NasVolume, VmDisk
-from safehaul.messages.vm import FileIdentity
+from safehaul.messages.steps import FileIdentity
 from safehaul.nas.datastores import DatastoreFiles
 from safehaul.nas.export import NasExport
 from safehaul.nas.paths import parse_datastore_path

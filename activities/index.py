@@ -13,7 +13,7 @@ from activities.records import catalog_backup
 from activities.spool import spool_directory
 from safehaul.errors import IntegrityError, PolicyError
 from safehaul.media import manifest, seal, sessions
-from safehaul.messages.vm import (
+from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
     DiskTransport,

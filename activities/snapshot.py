@@ -9,16 +9,16 @@ from safehaul.errors import PolicyError, UnsupportedError
 from safehaul.messages.inventory import VmState
 from safehaul.messages.marker import SnapshotMarker
 from safehaul.messages.snapshots import TakenSnapshot
-from safehaul.messages.vm import (
+from safehaul.messages.steps import (
     CreateSnapshotInput,
     InspectInput,
     Inspection,
     Removal,
     RemovalInput,
     SnapshotRef,
-    VmOptions,
     VmRef,
 )
+from safehaul.messages.vm import VmOptions
 from safehaul.vsphere import inventory, removal, snapshots, vms
 from safehaul.vsphere.faults import QuiesceRefusedError
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from activities.peers import Peers
-from safehaul.messages.vm import VmRef
+from safehaul.messages.steps import VmRef
 
 
 def spool_directory(peers: Peers, vm: VmRef) -> Path:

@@ -17,7 +17,7 @@ from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
 from safehaul.media.writer import DiskWriter
 from safehaul.messages.inventory import VmDisk
-from safehaul.messages.vm import (
+from safehaul.messages.steps import (
     FinishInput,
     ReadingDone,
     StoredFile,

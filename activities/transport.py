@@ -21,7 +21,7 @@ from activities.peers import Peers
 from activities.spool import spool_directory
 from safehaul.errors import NotFoundError, SafehaulError, UnsupportedError
 from safehaul.messages.inventory import VmDisk
-from safehaul.messages.vm import (
+from safehaul.messages.steps import (
     CheckTransportInput,
     DiskTransport,
     DownloadedFiles,

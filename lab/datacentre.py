@@ -29,6 +29,7 @@ from lab.temporal import TemporalServer
 PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
 VM_GROUP = "demo"
 MEDIA_AGENT = "vault"
+FILES_WITHIN_S = 15.0
 
 
 class DataCentre:
@@ -83,7 +84,9 @@ class DataCentre:
         """Start hosts, vCenter, filers and Temporal; write the configuration; make the repository."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)
-        build(self.site, self.state)
+        # The writable filer stores what was written a moment later: the hosts wait for it, as nobody else does.
+        settings = self.site.settings.model_copy(update={"files_within_s": FILES_WITHIN_S})
+        build(self.site.model_copy(update={"settings": settings}), self.state)
         self.state.chmod(0o700)
         self.start_hosts()
         self.start_vcenter()

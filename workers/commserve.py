@@ -9,6 +9,7 @@ from temporalio.worker import Worker
 
 from activities.commserve import CommServe
 from activities.peers import Peers
+from activities.restore import RestoreDesk
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped, sandbox
 from workers.search_attributes import ensure_search_attributes
@@ -44,6 +45,7 @@ def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
             steps.reconcile,
             steps.record_job,
             steps.report_unled_job,
+            RestoreDesk(peers).open_restore,
         ],
         activity_executor=threads,
         workflow_runner=sandbox(),

@@ -14,9 +14,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
     from activities.transfer import Transfers
     from activities.transport import Transport
-    from safehaul.messages.vm import (
+    from safehaul.messages.steps import (
         BackupSession,
-        BackupVmInput,
         CheckTransportInput,
         CreateSnapshotInput,
         DownloadInput,
@@ -36,11 +35,9 @@ with workflow.unsafe.imports_passed_through():
         TransferInput,
         TransferResult,
         TransportReport,
-        VmProgressDetail,
         VmRef,
-        VmReport,
-        VmStatus,
     )
+    from safehaul.messages.vm import BackupVmInput, VmProgressDetail, VmReport, VmStatus
     from workflows import policies
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report

@@ -8,7 +8,8 @@ from temporalio.exceptions import ActivityError, FailureError
 with workflow.unsafe.imports_passed_through():
     from activities.coordination import NodeCoordination
     from safehaul.messages.job import NodeRequest, VmFinished
-    from safehaul.messages.vm import AskInput, BackupVmInput, VmReport
+    from safehaul.messages.steps import AskInput
+    from safehaul.messages.vm import BackupVmInput, VmReport
     from workflows import policies
     from workflows.steps import run_step
 

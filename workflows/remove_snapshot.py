@@ -8,7 +8,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
-    from safehaul.messages.vm import Removal, RemoveSnapshotInput
+    from safehaul.messages.steps import Removal, RemoveSnapshotInput
     from workflows import policies
     from workflows.inputs import parse_input
     from workflows.steps import run_step

@@ -28,8 +28,7 @@ from temporalio.workflow import ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
     from safehaul.messages.marker import SnapshotMarker
-    from safehaul.messages.vm import (
-        BackupVmInput,
+    from safehaul.messages.steps import (
         Inspection,
         Removal,
         RemovalInput,
@@ -38,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
         SnapshotRef,
         VmRef,
     )
+    from safehaul.messages.vm import BackupVmInput
     from workflows import policies
     from workflows.steps import run_step
     from workflows.vm_report import explain

@@ -18,18 +18,8 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
-    from safehaul.messages.vm import (
-        BackupVmInput,
-        DiskReport,
-        Removal,
-        SealedBackup,
-        SnapshotRef,
-        TransferResult,
-        TransportReport,
-        VmProgressDetail,
-        VmReport,
-        VmStatus,
-    )
+    from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
+    from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
 
 MAX_WARNINGS = 50
 

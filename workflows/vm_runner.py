@@ -31,7 +31,8 @@ with workflow.unsafe.imports_passed_through():
         ReportPageInput,
         VmFinished,
     )
-    from safehaul.messages.vm import BackupVmInput, RemovalInput, VmRef, VmReport, VmStatus
+    from safehaul.messages.steps import RemovalInput, VmRef
+    from safehaul.messages.vm import BackupVmInput, VmReport, VmStatus
     from workflows import policies
     from workflows.coordinator import Coordinator, ping
     from workflows.job_signals import Mailbox

@@ -271,11 +271,16 @@ Seconds = Annotated[float, Field(ge=0.0, le=600.0)]
 
 
 class Settings(Model):
-    """What can be changed while it runs. `durations_s`: `Operation` value to seconds that it takes."""
+    """What can be changed while it runs. `durations_s`: `Operation` value to seconds that it takes.
+
+    `files_within_s`: how long RegisterVM waits for files that a client has written to the filer. The lab's
+    writable filer stores a file some time after its last write; a real one does at once.
+    """
 
     durations_s: dict[str, Seconds] = Field(default_factory=dict)
     default_duration_s: Seconds = 0.2
     record_frozen: bool = False
+    files_within_s: Seconds = 0.0
 
 
 class WaitAnswer(Model):

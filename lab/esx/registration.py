@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from collections.abc import Callable
 
 from lab.esx.api import AddDisk, Controller, DiskMode, Hardware, Nic, Vm
 from lab.esx.chains import redundant_links
-from lab.esx.devices import attach
+from lab.esx.devices import attach, read_chain
 from lab.esx.home import append_log, parse_lines, uuid_from_vmx
 from lab.esx.paths import HostError, join, sibling, split
 from lab.esx.tasks import TaskContext
@@ -30,7 +31,7 @@ def register(context: TaskContext, adopt: Callable[[Vm], None]) -> str:
     noted = context.arguments.get("moref")
     if isinstance(noted, str) and noted in world.vms:
         return noted
-    values = _read_vmx(world, path)
+    values = _await_files(world, path)
     context.spend(0.9, 90)
     context.no_return()
     moref = world.next_moref("vm")
@@ -41,6 +42,22 @@ def register(context: TaskContext, adopt: Callable[[Vm], None]) -> str:
     append_log(world, vm, "vmx| registered")
     world.event("vm-registered", vm, context.user, f"registered from {path}", context.id)
     return moref
+
+
+def _await_files(world: World, path: str) -> dict[str, str]:
+    """Read the .vmx once it and the disks that it names are in the datastore (see `Settings.files_within_s`)."""
+    deadline = time.monotonic() + world.site.settings.files_within_s
+    while True:
+        try:
+            values = _read_vmx(world, path)
+            for _, _, disk_path, _ in _disk_slots(path, values):
+                read_chain(world, disk_path)
+        except HostError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return values
 
 
 def _read_vmx(world: World, path: str) -> dict[str, str]:
@@ -140,16 +157,21 @@ def _hardware(world: World, values: dict[str, str]) -> Hardware:
     return hardware
 
 
-def _attach_disks(world: World, vm: Vm, values: dict[str, str]) -> None:
+def _disk_slots(vmx_path: str, values: dict[str, str]) -> list[tuple[int, int, str, str]]:
+    """Bus, unit, datastore path and mode of each disk that the .vmx names."""
     slots = []
     for key, name in values.items():
         match = _SLOT.match(key)
         slot = key.removesuffix(".fileName")
         if match and values.get(f"{slot}.deviceType", "scsi-hardDisk") == "scsi-hardDisk":
-            slots.append((int(match[1]), int(match[2]), name, values.get(f"{slot}.mode", "persistent")))
-    for bus, unit, name, mode in sorted(slots):
-        volume = _VOLUME.match(name)
-        path = join(volume[1], volume[2]) if volume else sibling(vm.vmx_path, name)
+            volume = _VOLUME.match(name)
+            path = join(volume[1], volume[2]) if volume else sibling(vmx_path, name)
+            slots.append((int(match[1]), int(match[2]), path, values.get(f"{slot}.mode", "persistent")))
+    return sorted(slots)
+
+
+def _attach_disks(world: World, vm: Vm, values: dict[str, str]) -> None:
+    for bus, unit, path, mode in _disk_slots(vm.vmx_path, values):
         attach(
             world,
             vm,

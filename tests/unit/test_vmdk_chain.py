@@ -33,7 +33,8 @@ def files(root: Path) -> Iterator[DatastoreFiles]:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with MountedExport(definition) as export:
         yield DatastoreFiles({"ds": export})
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    # Other parts of the test run may close handles meanwhile; none may have been added.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_chain_reports_what_it_found(files: DatastoreFiles) -> None:

@@ -44,7 +44,7 @@ from safehaul.messages.job import (
     RecordJobInput,
     ReportPageInput,
 )
-from safehaul.messages.vm import (
+from safehaul.messages.steps import (
     AskInput,
     BackupSession,
     CheckTransportInput,
@@ -72,9 +72,8 @@ from safehaul.messages.vm import (
     TransferInput,
     TransferResult,
     TransportReport,
-    VmOptions,
-    VmReport,
 )
+from safehaul.messages.vm import VmOptions, VmReport
 
 PAGE_VMS = 200
 

@@ -1,0 +1,316 @@
+"""What the steps of a VM's backup exchange: the snapshot, transports, files, transfers, the removal."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from safehaul.messages.base import Message
+from safehaul.messages.inventory import VmDisk, VmState
+from safehaul.messages.vm import VmOptions, VmReport
+
+
+class VmRef(Message):
+    """Which VM of which job a step works on."""
+
+    job_id: str
+    vcenter: str
+    vc_guid: str
+    name: str
+    moref: str
+    node: str
+    media_agent: str
+
+
+class InspectInput(Message):
+    """Input of the look before step 6."""
+
+    vm: VmRef
+    options: VmOptions
+
+
+class Inspection(Message):
+    """The VM before we touched it (vmware-facts 13): what any later state is compared with."""
+
+    state: VmState
+    warnings: list[str] = Field(default_factory=list)
+
+
+class SnapshotPlan(Message):
+    """The snapshot's identity, known before it is made."""
+
+    name: str
+    description: str
+
+
+class CreateSnapshotInput(Message):
+    """Step 6's input."""
+
+    vm: VmRef
+    plan: SnapshotPlan
+    options: VmOptions
+    not_before: datetime
+    """An adopted snapshot is no older than the workflow's first run."""
+
+
+class SnapshotRef(Message):
+    """Step 7's result: the snapshot that vCenter made."""
+
+    moref: str
+    name: str
+    description: str
+    created: str
+    quiesced: bool = False
+    warnings: list[str] = Field(default_factory=list)
+
+
+class FileIdentity(Message):
+    """What tells one file on the filer from another, and from itself after a change."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    file_id: int | None = None
+
+
+class DiskTransport(Message):
+    """Step 8's verdict for one disk."""
+
+    disk: VmDisk
+    transport: str
+    """`nas`, or `none` with the reason."""
+    reason: str = ""
+    export: str = ""
+    nfs_version: str = ""
+    format: str = ""
+    chain_depth: int = 0
+    extents: list[str] = Field(default_factory=list)
+    identity: list[FileIdentity] = Field(default_factory=list)
+
+
+class CheckTransportInput(Message):
+    """Step 8's input."""
+
+    vm: VmRef
+    snapshot: SnapshotRef
+
+
+class TransportReport(Message):
+    """Step 8's result."""
+
+    disks: list[DiskTransport]
+    hardware: dict[str, Any]
+    """`VmHardware` of the snapshot's own config, as plain JSON: what a restore is built from."""
+
+    @property
+    def readable(self) -> list[DiskTransport]:
+        """Disks that go through the NAS transport."""
+        return [disk for disk in self.disks if disk.transport == "nas"]
+
+    @property
+    def skipped(self) -> list[DiskTransport]:
+        """Disks that do not, each with its reason."""
+        return [disk for disk in self.disks if disk.transport != "nas"]
+
+
+class SpooledFile(Message):
+    """One of the VM's files on the access node's spool."""
+
+    name: str
+    type: str
+    path: str
+    """Datastore path that it was read from."""
+    spool_name: str
+    """Its name in the spool, which is never the file's own."""
+    size_bytes: int
+
+
+class DownloadInput(Message):
+    """Step 9's input."""
+
+    vm: VmRef
+    snapshot: SnapshotRef
+    limit_bytes: int
+
+
+class DownloadedFiles(Message):
+    """Step 9's result."""
+
+    files: list[SpooledFile]
+    skipped: list[str] = Field(default_factory=list)
+
+
+class OpenBackupInput(Message):
+    """Step 10's input for the MediaAgent."""
+
+    vm: VmRef
+    session_id: str
+    vm_group: str
+    snapshot: SnapshotRef
+
+
+class BackupSession(Message):
+    """Step 10's result: the open backup."""
+
+    session_id: str
+    previous_backup_id: str = ""
+    resumed: bool = False
+
+
+class StoreFilesInput(Message):
+    """Step 10's input for the access node: the VM's files go into the backup."""
+
+    vm: VmRef
+    session: BackupSession
+    files: DownloadedFiles
+
+
+class StoredFile(Message):
+    """A VM's file in the repository."""
+
+    name: str
+    size_bytes: int
+
+
+class StoredFiles(Message):
+    """Step 10's second result."""
+
+    files: list[StoredFile]
+
+
+class TransferInput(Message):
+    """Step 11's input: one disk."""
+
+    vm: VmRef
+    session: BackupSession
+    snapshot: SnapshotRef
+    transport: DiskTransport
+    options: VmOptions
+    snapshot_created_at: datetime
+
+
+class TransferResult(Message):
+    """Step 11's result for one disk; bytes."""
+
+    disk_key: int
+    label: str
+    bytes_capacity: int
+    bytes_read: int
+    bytes_resumed: int = 0
+    """Committed by an earlier try and not read again."""
+    bytes_zero: int = 0
+    bytes_deduplicated: int = 0
+    bytes_stored: int = 0
+    packs: int = 0
+    seconds: float = 0.0
+
+
+class FinishInput(Message):
+    """Step 12's input for the access node."""
+
+    vm: VmRef
+    snapshot: SnapshotRef
+    disks: list[DiskTransport]
+
+
+class ReadingDone(Message):
+    """Step 12, access node: every handle is closed and the source was the same at the end as at the start."""
+
+    disk_identities: dict[str, list[FileIdentity]]
+    """Disk key (as text) → identity at the end."""
+    snapshot_moref: str
+
+
+class SealInput(Message):
+    """Step 12's input for the MediaAgent."""
+
+    vm: VmRef
+    vm_group: str
+    job_workflow_id: str
+    session: BackupSession
+    snapshot: SnapshotRef
+    transport: TransportReport
+    files: StoredFiles
+    transfers: list[TransferResult]
+    done: ReadingDone
+
+
+class SealedBackup(Message):
+    """Step 12's result: restorable from here."""
+
+    backup_id: str
+    packs_verified: int
+    bytes_verified: int
+
+
+class RemovalInput(Message):
+    """Step 13's input."""
+
+    vm: VmRef
+    plan: SnapshotPlan
+    moref: str = ""
+    """Empty when the creation's answer was lost: then the snapshot is found by name and marker."""
+    before: VmState | None = None
+
+
+class Removal(Message):
+    """Step 13's result: the record that step 14 keeps."""
+
+    gone: bool
+    pending: bool = False
+    """Handed to RemoveSnapshot: the job goes on, the removal is retried without limit."""
+    moref: str = ""
+    record: dict[str, Any] = Field(default_factory=dict)
+    reason: str = ""
+
+
+class RemoveSnapshotInput(Message):
+    """RemoveSnapshot's input: a removal that must not be forgotten."""
+
+    removal: RemovalInput
+    vm_group: str = ""
+    reason: str = ""
+
+
+class MarkInput(Message):
+    """Step 14's input for the access node."""
+
+    vm: VmRef
+    snapshot: SnapshotRef
+    removal: Removal
+
+
+class CompletionMark(Message):
+    """Step 14, access node: it looked again, the snapshot is gone, and its spool is clean."""
+
+    node: str
+    marked_at: datetime
+    snapshot_absent: bool
+    spool_removed: bool
+
+
+class IndexInput(Message):
+    """Step 14's input for the MediaAgent."""
+
+    vm: VmRef
+    session: BackupSession
+    backup_id: str
+    mark: CompletionMark
+    removal: Removal
+    report: VmReport
+
+
+class IndexWritten(Message):
+    """Step 14's result."""
+
+    backup_id: str
+    name: str
+
+
+class AskInput(Message):
+    """Step 15's input."""
+
+    job_id: str
+    node: str

@@ -175,6 +175,9 @@ class _Writing:
         try:
             if kind is None:
                 self._session.commit()
+            elif isinstance(error, OperationalError):
+                # Met inside the transaction instead of at its end: the same thing to the caller.
+                raise error
         except OperationalError as problem:
             raise BusyError(f"the catalogue {self._url} cannot be written now: {problem.orig}") from None
         finally:

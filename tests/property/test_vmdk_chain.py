@@ -66,7 +66,7 @@ def test_a_random_chain_reads_as_its_model(
         model = _build(directory, rng, sectors, layers, grain_sectors)
         names = ["d.vmdk", *(f"d-{number:06d}.vmdk" for number in range(1, layers))][::-1]
         paths = [f"[ds] vm/{name}" for name in names]
-        definition = ExportDefinition(name="x", remote_hosts=["h"], remote_path="/", mounted_at=root)
+        definition = ExportDefinition(name="x", remote_hosts=("h",), remote_path="/", mounted_at=root)
         with MountedExport(definition) as export:
             files = DatastoreFiles({"ds": export})
             with DiskChain(files, paths[0], paths[1:] if told else [], capacity_bytes=len(model)) as chain:

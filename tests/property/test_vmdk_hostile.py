@@ -29,7 +29,7 @@ _words = st.one_of(
 
 
 def _read_all(root: str) -> None:
-    definition = ExportDefinition(name="x", remote_hosts=["h"], remote_path="/", mounted_at=root)
+    definition = ExportDefinition(name="x", remote_hosts=("h",), remote_path="/", mounted_at=root)
     with MountedExport(definition) as export:
         files = DatastoreFiles({"ds": export})
         with DiskChain(files, "[ds] d-000001.vmdk", ["[ds] d.vmdk"]) as chain:

@@ -22,7 +22,7 @@ from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.translation import mount_translate, translate
 
 EXPORT = ExportDefinition(
-    name="gold", remote_hosts=["nas1"], remote_path="/v/a", version="3", uid=0, reserved_port=False
+    name="gold", remote_hosts=("nas1",), remote_path="/v/a", version="3", uid=0, reserved_port=False
 )
 
 

@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def files(root: Path) -> Iterator[DatastoreFiles]:
-    definition = ExportDefinition(name="x", remote_hosts=["h"], remote_path="/", mounted_at=str(root))
+    definition = ExportDefinition(name="x", remote_hosts=("h",), remote_path="/", mounted_at=str(root))
     before = len(list(Path("/proc/self/fd").iterdir()))
     with MountedExport(definition) as export:
         yield DatastoreFiles({"ds": export})

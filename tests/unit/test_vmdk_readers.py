@@ -24,7 +24,7 @@ SECTORS = 20_000
 
 @contextmanager
 def _opened(root: Path, name: str) -> Iterator[DiskChain]:
-    definition = ExportDefinition(name="x", remote_hosts=["h"], remote_path="/", mounted_at=str(root))
+    definition = ExportDefinition(name="x", remote_hosts=("h",), remote_path="/", mounted_at=str(root))
     with (
         MountedExport(definition) as export,
         DiskChain(DatastoreFiles({"ds": export}), f"[ds] {name}") as chain,

@@ -1,0 +1,133 @@
+"""The command `safehaul`: its global options, its errors as one line each, its exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from safehaul.errors import ConfigError, InvalidInputError, SafehaulError, TransientError
+from workers.cli import backups, catalog, configuration, job, repo, restore, worker
+from workers.cli.output import Output, plain
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTIAL, EXIT_CANCELLED, EXIT_NO_ANSWER = 0, 1, 2, 3, 4, 5
+
+HELP = """Back up VMware VMs on NFS datastores straight from the filer.
+
+Jobs are Temporal workflows: start one here or with the plain `temporal` command, watch it here or in the web UI.
+
+Exit codes: 0 done; 1 failed (a job Failed, damage was found, …); 2 wrong usage or configuration; 3 a job ended
+Partial; 4 a job was Cancelled; 5 a peer (Temporal, vCenter, filer, repository) does not answer.
+"""
+
+app = typer.Typer(
+    name="safehaul",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(worker.app, name="worker", help="Run a worker process: commserve, access-node or media-agent.")
+app.add_typer(job.app, name="job", help="Start, watch, show and cancel backup jobs.")
+app.add_typer(backups.app, name="backups", help="List backups and show what one holds.")
+app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
+app.add_typer(repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository.")
+app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
+app.add_typer(configuration.app, name="config", help="Check the configuration; print an example.")
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Configuration file; default: SAFEHAUL_CONFIG, ./safehaul.toml, /etc/safehaul/safehaul.toml."
+        ),
+    ] = None,
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = Output(config=config, debug=debug)
+
+
+@app.command()
+def version() -> None:
+    """Print the version. Example: `safehaul version`."""
+    from importlib.metadata import version as of  # noqa: PLC0415 - only this command needs it
+
+    typer.echo(of("safehaul"))
+
+
+@app.command()
+def demo(
+    vms: Annotated[int, typer.Option(min=3, max=200, help="How many VMs the data centre has.")] = 6,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+) -> None:
+    """Play a whole data centre on loopback: one job, one restore, and the proof of both.
+
+    Needs the package's lab extra. Example: `safehaul demo --vms 8 --keep`.
+    """
+    try:
+        from workers.cli.demo import run_demo  # noqa: PLC0415 - the lab is not installed in production
+    except ImportError as error:
+        raise ConfigError(f"the demo needs the lab extra of the package ({error.name} is missing)") from None
+    raise typer.Exit(run_demo(vms, keep=keep))
+
+
+def main() -> None:
+    """Entry point: run the command, turn what it raises into one line on stderr and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command with arguments and return its exit code."""
+    try:
+        result = app(arguments, standalone_mode=False, prog_name="safehaul")
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _fail("interrupted", EXIT_FAILED)
+    except (SafehaulError, RPCError, WorkflowFailureError, WorkflowUpdateFailedError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return _fail(_message(error), _code(error))
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"safehaul: {plain(message)}\n")
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, RPCError):
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return f"Temporal knows no such workflow: {error.message}"
+        return f"Temporal refuses: {error.message}"
+    if isinstance(error, WorkflowFailureError | WorkflowUpdateFailedError):
+        return str(error.cause)
+    return str(error)
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, TransientError):
+        return EXIT_NO_ANSWER
+    if isinstance(error, RPCError):
+        known = {RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.INVALID_ARGUMENT}
+        return EXIT_USAGE if error.status in known else EXIT_NO_ANSWER
+    return EXIT_USAGE if isinstance(error, ConfigError | InvalidInputError) else EXIT_FAILED

@@ -1,0 +1,35 @@
+"""`safehaul config …`: check the configuration, print an example."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from safehaul.config.example import example_toml
+from safehaul.config.loader import check as check_file
+from safehaul.config.loader import find_config
+from workers.cli.output import Json, of, plain, safe, say, show_json
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def check(context: typer.Context, *, as_json: Json = False) -> None:
+    """Say everything that is wrong with the configuration at once. Example: `safehaul config check`."""
+    path = find_config(of(context).config)
+    problems = check_file(path)
+    if as_json:
+        show_json([{"file": str(item.file), "key": item.key, "reason": item.reason} for item in problems])
+    elif problems:
+        sys.stderr.write("".join(f"{plain(str(item))}\n" for item in problems))
+    else:
+        say(f"{safe(str(path))}: no problem found")
+    if problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def example() -> None:
+    """Print a complete configuration with comments. Example: `safehaul config example > safehaul.toml`."""
+    sys.stdout.write(example_toml())

@@ -1,0 +1,91 @@
+"""How every command shows things: tables for people, JSON for scripts, foreign text made harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from safehaul.config.loader import find_config, load
+from safehaul.config.settings import Settings
+
+ResultT = TypeVar("ResultT")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else.")]
+
+
+@dataclass
+class Output:
+    """What the global options say; commands get it as their context's object."""
+
+    config: Path | None = None
+    debug: bool = False
+
+    def settings(self) -> Settings:
+        """The configuration. Raises ConfigError with everything that is wrong with it."""
+        return load(find_config(self.config))
+
+
+def of(context: typer.Context) -> Output:
+    """The global options of a command's context."""
+    output = context.find_object(Output)
+    assert output is not None, "the application's callback has made it"
+    return output
+
+
+def console() -> Console:
+    """Where people read: stdout."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON value for a script."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str = "") -> None:
+    """Print a table; every cell may hold foreign text. Columns that end with `>` are numbers."""
+    made = Table(title=escape(title) if title else None, header_style="bold", title_justify="left")
+    for name in columns:
+        made.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(safe(str(cell)) for cell in row))
+    console().print(made)
+
+
+def say(text: str) -> None:
+    """Print a line; foreign text in it must have gone through `safe`."""
+    console().print(text)
+
+
+def safe(text: str) -> str:
+    """Foreign text (a VM's name, a path) without control characters and without markup."""
+    return escape(plain(text))
+
+
+def plain(text: str) -> str:
+    """Text whose control characters are shown and not obeyed; line breaks stay."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def size(size_bytes: float) -> str:
+    """A number of bytes as a person reads it."""
+    value, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def run(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run what speaks with Temporal."""
+    return asyncio.run(work)

@@ -1,0 +1,106 @@
+"""`safehaul repo …`: make, describe and verify a MediaAgent's repository."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from safehaul.config.models import MediaAgent
+from safehaul.config.settings import Settings
+from safehaul.errors import InvalidInputError
+from safehaul.media.repository import Repository
+from safehaul.media.store import open_store
+from safehaul.media.verify import VerifyReport
+from safehaul.media.verify import verify as verify_repository
+from workers.cli.output import Json, of, safe, say, show_json, size, table
+
+app = typer.Typer(no_args_is_help=True)
+Agent = Annotated[str | None, typer.Option("--media-agent", help="Its name; default: the only one.")]
+
+
+@app.command()
+def init(context: typer.Context, media_agent: Agent = None) -> None:
+    """Make the repository of a MediaAgent. Example: `safehaul repo init --media-agent vault`."""
+    agent = choose(of(context).settings(), media_agent)
+    repository = Repository.init(open_store(agent.repository), pack_size_bytes=agent.pack_size_bytes)
+    say(f"made the repository of MediaAgent {agent.name} at {safe(repository.store.url)}")
+    repository.close()
+
+
+@app.command()
+def info(context: typer.Context, media_agent: Agent = None, *, as_json: Json = False) -> None:
+    """Describe a repository. Example: `safehaul repo info`."""
+    repository = open_repository(of(context).settings(), media_agent)
+    found: dict[str, Any] = repository.info()._asdict()
+    repository.close()
+    if as_json:
+        show_json(found)
+        return
+    rows = [(key, size(value) if key.endswith("_bytes") else value) for key, value in found.items()]
+    table(["what", "value"], rows)
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    media_agent: Agent = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Read every byte, not only the packs' lists.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look for damage, and name the backups and VMs that it touches. Example: `safehaul repo verify --full`.
+
+    Exit code 1 when something is damaged.
+    """
+    repository = open_repository(of(context).settings(), media_agent)
+    report = verify_repository(repository, full=full)
+    repository.close()
+    if as_json:
+        show_json(report.model_dump(mode="json"))
+    else:
+        _show(report)
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _show(report: VerifyReport) -> None:
+    how = "every byte" if report.full else "lists and footers"
+    say(
+        f"verified {how}: {report.backups} backups, {report.packs} packs, {report.chunks} chunks, "
+        f"{size(report.bytes_read)} read"
+    )
+    if report.sound:
+        say("no damage found")
+        return
+    table(
+        ["damaged object", "chunk", "problem"],
+        [(i.object_name, i.chunk_id[:16], i.problem) for i in report.damage],
+    )
+    rows = [
+        (
+            i.vm_name,
+            f"{i.vc_guid}/{i.backup_id}",
+            i.part,
+            i.offset_bytes,
+            i.length_bytes,
+            "lost" if i.lost else "kept",
+        )
+        for i in report.touched
+    ]
+    table(["VM", "backup", "part", "offset>", "bytes>", "state"], rows, title="what it touches")
+
+
+def choose(settings: Settings, name: str | None) -> MediaAgent:
+    """The MediaAgent of that name, or the only one. Raises InvalidInputError that lists which exist."""
+    if name is not None:
+        return settings.media_agent(name)
+    if len(settings.media_agents) != 1:
+        names = ", ".join(agent.name for agent in settings.media_agents)
+        raise InvalidInputError(f"there are several MediaAgents, name one with --media-agent: {names}")
+    return settings.media_agents[0]
+
+
+def open_repository(settings: Settings, name: str | None) -> Repository:
+    """The repository of a MediaAgent."""
+    return Repository.open(open_store(choose(settings, name).repository))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from activities.peers import Peers
 from safehaul.errors import NotFoundError, UnsupportedError, VmMovedError
@@ -46,14 +47,29 @@ def open_datastores(peers: Peers, volumes: Volumes, paths: list[str]) -> Iterato
         yield DatastoreFiles(exports)
 
 
+@dataclass(frozen=True)
+class OpenDisk:
+    """A snapshot's disk, open on its filers."""
+
+    chain: DiskChain
+    exports: tuple[NasExport, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        """What the filers have been asked for, descriptors, grain tables and gaps between grains included."""
+        return sum(export.bytes_read for export in self.exports)
+
+
 @contextmanager
-def open_disk(peers: Peers, volumes: Volumes, disk: VmDisk) -> Iterator[DiskChain]:
+def open_disk(peers: Peers, volumes: Volumes, disk: VmDisk) -> Iterator[OpenDisk]:
     """A snapshot's disk as an open chain; every handle is closed at the end."""
+    paths = [disk.path, *disk.parent_paths]
     with (
-        open_datastores(peers, volumes, [disk.path, *disk.parent_paths]) as files,
+        open_datastores(peers, volumes, paths) as files,
         DiskChain(files, disk.path, disk.parent_paths, capacity_bytes=disk.capacity_bytes) as chain,
     ):
-        yield chain
+        exports = {id(export): export for export, _ in map(files.locate, paths)}
+        yield OpenDisk(chain, tuple(exports.values()))
 
 
 def why_not_nas(disk: VmDisk, volumes: Volumes) -> str:

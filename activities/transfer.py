@@ -79,15 +79,16 @@ class Transfers:
         watch = _Watch(self._peers, arg)
         try:
             with (
-                open_disk(self._peers, volumes, disk) as chain,
+                open_disk(self._peers, volumes, disk) as source,
                 DiskWriter(
                     session, disk.key, disk.capacity_bytes, previous=self._previous(arg, disk)
                 ) as writer,
             ):
-                check_same(disk.label, arg.transport.identity, identity_of(chain))
-                _copy(chain, writer, watch)
+                check_same(disk.label, arg.transport.identity, identity_of(source.chain))
+                _copy(source.chain, writer, watch)
                 summary = writer.finish()
-                check_same(disk.label, arg.transport.identity, identity_of(chain))
+                check_same(disk.label, arg.transport.identity, identity_of(source.chain))
+                read_now = source.bytes_read
         except NotFoundError as error:
             raise VmMovedError(
                 f"{disk.label} of VM {arg.vm.name!r} is no longer where it was: {error}"
@@ -97,7 +98,7 @@ class Transfers:
             disk_key=disk.key,
             label=disk.label,
             bytes_capacity=disk.capacity_bytes,
-            bytes_read=stats.bytes_read,
+            bytes_read=read_now + summary.resumed_at_bytes,
             bytes_resumed=summary.resumed_at_bytes,
             bytes_zero=stats.bytes_zero,
             bytes_deduplicated=stats.bytes_deduplicated + stats.bytes_unchanged,
@@ -119,8 +120,8 @@ class Transfers:
         identities = {}
         for item in arg.disks:
             beat(item.disk.label)
-            with open_disk(self._peers, volumes, item.disk) as chain:
-                now = identity_of(chain)
+            with open_disk(self._peers, volumes, item.disk) as source:
+                now = identity_of(source.chain)
             check_same(item.disk.label, item.identity, now)
             identities[str(item.disk.key)] = now
         return ReadingDone(disk_identities=identities, snapshot_moref=arg.snapshot.moref)

@@ -113,8 +113,8 @@ class Transport:
             return DiskTransport(disk=disk, transport="none", reason=reason)
         volume = nas_volume(volumes, disk.path)
         try:
-            with open_disk(self._peers, volumes, disk) as chain:
-                found = chain.verify()
+            with open_disk(self._peers, volumes, disk) as source:
+                found = source.chain.verify()
                 return DiskTransport(
                     disk=disk,
                     transport="nas",
@@ -123,7 +123,7 @@ class Transport:
                     format=found.format,
                     chain_depth=found.chain_depth,
                     extents=[extent.path for extent in found.extents],
-                    identity=identity_of(chain),
+                    identity=identity_of(source.chain),
                 )
         except UnsupportedError as error:  # a format that cannot be read: this disk is skipped, not the VM
             return DiskTransport(disk=disk, transport="none", reason=str(error))

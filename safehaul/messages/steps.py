@@ -198,6 +198,7 @@ class TransferResult(Message):
     label: str
     bytes_capacity: int
     bytes_read: int
+    """What the filer was asked for by this try, redo logs and grain tables included, and `bytes_resumed`."""
     bytes_resumed: int = 0
     """Committed by an earlier try and not read again."""
     bytes_zero: int = 0

@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -91,22 +90,17 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command with arguments and return its exit code."""
     try:
-        result = app(arguments, standalone_mode=False, prog_name="safehaul")
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return EXIT_USAGE
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        app(arguments, prog_name="safehaul")
+    except SystemExit as ended:
+        # Typer has told what was wrong with the usage; the code is 2 then.
+        return ended.code if isinstance(ended.code, int) else EXIT_OK
+    except KeyboardInterrupt:
         return _fail("interrupted", EXIT_FAILED)
     except (SafehaulError, RPCError, WorkflowFailureError, WorkflowUpdateFailedError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
         return _fail(_message(error), _code(error))
-    return result if isinstance(result, int) else EXIT_OK
+    return EXIT_OK
 
 
 def _fail(message: str, code: int) -> int:

@@ -147,16 +147,14 @@ def test_a_repository_is_made_described_and_verified(
 def test_damage_is_named_and_ends_with_1(
     config: Path, backup: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack = next(path for path in (config.parent / "repository" / "packs").rglob("*") if path.is_file())
-    _flip(pack, 100)
+    for path in (config.parent / "repository" / "packs").rglob("*"):
+        if path.is_file():
+            _flip(path, 100)
     assert run(["--config", str(config), "repo", "verify", "--full"]) == 1
     assert "web" in capsys.readouterr().out
     target = config.parent / "out.raw"
-    code = run(["--config", str(config), "restore", "disk", backup, "2000", "--to", str(target)])
+    assert run(["--config", str(config), "restore", "disk", backup, "2000", "--to", str(target)]) == 1
     told = capsys.readouterr().err
-    if code == 0:
-        pytest.fail("the flipped byte lies in no chunk of the disk: choose another one")
-    assert code == 1
     assert "Hard disk 1" in told
     assert "offset" in told
     assert not target.exists()

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from lab.esx.client import HostClient
 from lab.filer import Filer
+from lab.other_user import as_user
 from lab.processes import LabError, LabProcess, free_port, tool
 from lab.site import BACKUP_USER, LAB_PASSWORD, Site, build
 from lab.temporal import TemporalServer
@@ -152,17 +153,15 @@ class DataCentre:
 
     def safehaul(self, *arguments: str, timeout_s: float = 300.0, check: bool = True) -> str:
         """Run the `safehaul` command and return what it printed. Raises LabError when it fails."""
+        command = [tool("safehaul"), *arguments]
         done = subprocess.run(
-            [tool("safehaul"), *arguments],
+            command if self.worker_uid is None else as_user(self.worker_uid, command),
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
             cwd=self.home,
             env=dict(os.environ) | self.environment,
-            user=self.worker_uid,
-            group=self.worker_uid,
-            extra_groups=[] if self.worker_uid is not None else None,
         )
         if check and done.returncode:
             raise LabError(

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lab.other_user import as_user
+
 STOP_WITHIN_S = 20.0
 
 
@@ -37,16 +39,13 @@ class LabProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                list(command),
+                list(command) if uid is None else as_user(uid, command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(os.environ) | dict(environment or {}),
                 cwd=directory,
                 start_new_session=True,
-                user=uid,
-                group=uid,
-                extra_groups=[] if uid is not None else None,
             )
 
     @property

@@ -1,0 +1,170 @@
+"""A job cancelled by signal at any of its moments ends Cancelled, and no snapshot is left (the three traps)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab.datacentre import DataCentre
+from lab.esx.api import FaultRule, Settings
+from lab.proof import Witness
+from lab.site import (
+    ADMINISTRATOR,
+    BACKUP_PRIVILEGES,
+    BACKUP_USER,
+    LAB_PASSWORD,
+    DatastoreSpec,
+    DiskSpec,
+    Site,
+    SnapshotSpec,
+    UserSpec,
+    VmSpec,
+)
+from tests.e2e.site import data_centre, report_of, start_job, status, vm_of, wait_end
+
+MIB = 2**20
+
+
+def small_site() -> Site:
+    """Two VMs, one of which holds a user's snapshot."""
+    return Site(
+        datastores=[DatastoreSpec(name="nfs-gold", type="NFS", remote_path="/exports/gold")],
+        vms=[
+            VmSpec(
+                name="one",
+                datastore="nfs-gold",
+                disks=[DiskSpec(size_bytes=64 * MIB)],
+                snapshots=[SnapshotSpec(name="mine", description="keep")],
+                guest_rate=100,
+            ),
+            VmSpec(name="two", datastore="nfs-gold", disks=[DiskSpec(size_bytes=64 * MIB)], guest_rate=100),
+        ],
+        users=[
+            UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
+            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+        ],
+        settings=Settings(record_frozen=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[DataCentre]:
+    with data_centre(small_site(), nodes=("node-1",)) as started:
+        started.start_workers()
+        yield started
+
+
+def _task_runs(lab: DataCentre, operation: str) -> bool:
+    return any(
+        task.operation == operation and task.state in ("queued", "running")
+        for task in lab.hosts.state().tasks
+    )
+
+
+def _transferring(lab: DataCentre, workflow_id: str) -> bool:
+    done = lab.temporal.cli("workflow", "list", "--query", "WorkflowType='BackupVm'", "--output", "json")
+    children = [
+        item["execution"]["workflowId"]
+        for item in json.loads(done.stdout)
+        if item["execution"]["workflowId"].startswith(workflow_id + "/")
+    ]
+    for child in children:
+        query = lab.temporal.cli(
+            "workflow", "query", "--workflow-id", child, "--type", "progress", "--output", "json"
+        )
+        if '"step": 11' in query.stdout or '"step":11' in query.stdout:
+            return True
+    return False
+
+
+def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the moment did not come"
+        time.sleep(0.05)
+
+
+def _stall(lab: DataCentre, operation: str, seconds: float) -> None:
+    lab.hosts.clear_faults()
+    if operation:
+        lab.hosts.add_fault(
+            FaultRule(operation=operation, effect="stall", nth=None, times=2, seconds=seconds, phase="middle")
+        )
+
+
+@pytest.mark.parametrize("moment", ["CreateSnapshot", "RemoveSnapshot"])
+def test_a_cancel_while_vcenter_works_on_the_snapshot(lab: DataCentre, moment: str) -> None:
+    """Traps 1 and 3: during the creation, and during the removal."""
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    _stall(lab, moment, 4.0)
+    job = f"cancel-{moment.lower()}"
+    start_job(lab, job)
+    _until(lambda: _task_runs(lab, moment))
+    _cancel_and_check(lab, job, witness)
+
+
+def test_a_cancel_during_the_transfer(lab: DataCentre) -> None:
+    """Trap 2: in the middle of the reading."""
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    _stall(lab, "", 0)
+    start_job(lab, "cancel-transfer")
+    _until(lambda: _transferring(lab, "cancel-transfer"))
+    _cancel_and_check(lab, "cancel-transfer", witness)
+
+
+def _cancel_and_check(lab: DataCentre, job: str, witness: Witness) -> None:
+    done = lab.temporal.cli("workflow", "signal", "--workflow-id", job, "--name", "cancel")
+    assert done.returncode == 0, done.stderr
+    assert wait_end(lab, job) == "CANCELED"
+    lab.hosts.clear_faults()
+    listed = lab.temporal.cli("workflow", "list", "--query", "WorkflowType='BackupVm'", "--output", "json")
+    children = [
+        item for item in json.loads(listed.stdout) if item["execution"]["workflowId"].startswith(job + "/")
+    ]
+    assert children
+    assert {item["status"] for item in children} == {"WORKFLOW_EXECUTION_STATUS_CANCELED"}
+    assert witness.problems() == []
+    backups = json.loads(lab.safehaul("backups", "list", "--json"))
+    assert not [row for row in backups if row["status"] == "Completed" and row["job_id"] == job]
+
+
+def test_cancel_vm_ends_that_vm_alone(lab: DataCentre) -> None:
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    lab.hosts.clear_faults()
+    lab.hosts.add_fault(
+        FaultRule(operation="CreateSnapshot", effect="stall", vm="one", seconds=5.0, phase="middle")
+    )
+    start_job(lab, "cancel-one")
+    _until(lambda: _task_runs(lab, "CreateSnapshot"))
+    lab.temporal.cli(
+        *("workflow", "signal", "--workflow-id", "cancel-one"),
+        *("--name", "cancel_vm", "--input", '{"vm": "one"}'),
+    )
+    assert wait_end(lab, "cancel-one") == "COMPLETED"
+    report = report_of(lab, "cancel-one")
+    assert (vm_of(report, "one")["status"], vm_of(report, "two")["status"]) == ("Cancelled", "Completed")
+    assert witness.problems() == []
+
+
+def test_a_terminated_vm_workflow_is_failed_and_its_snapshot_goes(lab: DataCentre) -> None:
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    lab.hosts.clear_faults()
+    start_job(lab, "terminate-one")
+    _until(lambda: _transferring(lab, "terminate-one"))
+    listed = lab.temporal.cli("workflow", "list", "--query", "WorkflowType='BackupVm'", "--output", "json")
+    child = next(
+        item["execution"]["workflowId"]
+        for item in json.loads(listed.stdout)
+        if item["execution"]["workflowId"].startswith("terminate-one/")
+        and item["status"] == "WORKFLOW_EXECUTION_STATUS_RUNNING"
+    )
+    lab.temporal.cli("workflow", "terminate", "--workflow-id", child, "--reason", "killed by the test")
+    wait_end(lab, "terminate-one")
+    failed = [vm for vm in report_of(lab, "terminate-one")["vms"] if vm["child_id"] == child]
+    assert [vm["status"] for vm in failed] == ["Failed"]
+    assert "ended without a report" in failed[0]["reason"]
+    _until(lambda: witness.problems() == [])
+    assert status(lab, "terminate-one") in ("COMPLETED", "FAILED")

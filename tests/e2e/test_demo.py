@@ -1,0 +1,61 @@
+"""The demo as a person runs it: it passes, says so in its last line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.processes import tool
+
+
+def _processes_of(directory: str) -> list[str]:
+    """Command lines of processes that work in the demo's directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            except OSError:
+                continue
+            if directory in command:
+                found.append(command)
+    return found
+
+
+def test_the_demo_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [tool("safehaul"), "demo"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+        env=dict(os.environ) | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.stdout.rstrip().splitlines()[-1] == "demo: PASSED", done.stdout + done.stderr
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    assert _processes_of(str(tmp_path)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2.0, 12.0])
+def test_ctrl_c_cleans_up(tmp_path: Path, seconds: float) -> None:
+    demo = subprocess.Popen(
+        [tool("safehaul"), "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ) | {"TMPDIR": str(tmp_path)},
+    )
+    time.sleep(seconds)
+    demo.send_signal(signal.SIGINT)
+    output, _ = demo.communicate(timeout=90)
+    assert output.rstrip().splitlines()[-1] == "demo: FAILED"
+    assert demo.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+    assert _processes_of(str(tmp_path)) == []

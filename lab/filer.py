@@ -93,12 +93,24 @@ class FilerControl:
                 raise FilerError(message)
             time.sleep(0.05)
 
+    def _connect(self) -> socket.socket:
+        """Connect through the directory's handle: a socket's own path may have 107 bytes only (unix(7))."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.settimeout(_CONTROL_TIMEOUT_S)
+        directory = os.open(self._socket.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            client.connect(f"/proc/self/fd/{directory}/{self._socket.name}")
+        except OSError:
+            client.close()
+            raise
+        finally:
+            os.close(directory)
+        return client
+
     def _call(self, command: str) -> dict[str, Any]:
         connection = http.client.HTTPConnection("localhost", timeout=_CONTROL_TIMEOUT_S)
         try:
-            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.sock.settimeout(_CONTROL_TIMEOUT_S)
-            connection.sock.connect(str(self._socket))
+            connection.sock = self._connect()
             connection.request("POST", f"/{command}", body="{}", headers={"Content-Type": "application/json"})
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -198,15 +210,15 @@ class Filer:
             _rclone(),
             "serve",
             "nfs",
-            str(self.directory),
+            str(self.directory.resolve()),
             f"--addr=127.0.0.1:{self.port}",
             "--config=/dev/null",
-            f"--cache-dir={self.state / 'cache'}",
+            f"--cache-dir={self.state.resolve() / 'cache'}",
             "--nfs-cache-type=disk",
-            f"--nfs-cache-dir={self.state / 'handles'}",
+            f"--nfs-cache-dir={self.state.resolve() / 'handles'}",
             "--poll-interval=0",
             "--rc",
-            f"--rc-addr=unix://{control}",
+            f"--rc-addr=unix://{control.name}",
             "--rc-no-auth",
             *(_WRITE_FLAGS if self.writable else _READ_FLAGS),
         ]
@@ -214,7 +226,13 @@ class Filer:
         environment = {"PATH": os.defpath, "HOME": str(self.state)}
         self._log = (self.state / "rclone.log").open("wb")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            cwd=self.state,  # the control socket is named from here: its path must be short
+            start_new_session=True,  # a Ctrl-C at the terminal is ours to deal with
         )
 
     def _wait_until_it_answers(self) -> None:

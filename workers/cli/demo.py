@@ -50,8 +50,8 @@ class Demo:
         except _InterruptedError:
             interrupted = True
             self._failures.append("interrupted")
-        except (LabError, OSError, TimeoutError, KeyError, ValueError) as error:
-            self._failures.append(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever went wrong: clean up, and say FAILED
+            self._failures.append(f"{type(error).__name__}: {error}")
             self._show_logs()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):

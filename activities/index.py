@@ -66,7 +66,7 @@ class MediaAgentIndexing:
         Errors: a disk that was not read to its end, or changed while it was read; stored bytes that are damaged.
         """
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
-        self._check_complete(arg)
+        _check_complete(arg, {file.name for record in session.read_files() for file in record.files})
         verified = seal.verify_session(session, heartbeat=keep_alive)
         contents = manifest.BackupContents(
             disks=[_description(disk) for disk in arg.transport.readable],
@@ -128,20 +128,6 @@ class MediaAgentIndexing:
         )
         return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref))
 
-    def _check_complete(self, arg: SealInput) -> None:
-        """Every disk was read to its end and its source was the same at the end as at the start."""
-        read = {item.disk_key for item in arg.transfers}
-        for disk in arg.transport.readable:
-            if disk.disk.key not in read:
-                raise IntegrityError(
-                    f"{disk.disk.label} of VM {arg.vm.name!r} was not read: nothing is committed"
-                )
-            check_same(disk.disk.label, disk.identity, arg.done.disk_identities.get(str(disk.disk.key), []))
-        if arg.done.snapshot_moref != arg.snapshot.moref or not arg.files.files:
-            raise IntegrityError(
-                f"VM {arg.vm.name!r}: steps 10 and 12 have not left their results: not committed"
-            )
-
 
 class AccessNodeIndexing:
     """Activity of an access node's control queue."""
@@ -181,3 +167,19 @@ def _description(item: DiskTransport) -> manifest.DiskDescription:
         transport=item.transport,
         details={"format": item.format, "export": item.export, "controller_key": disk.controller_key},
     )
+
+
+def _check_complete(arg: SealInput, stored_files: set[str]) -> None:
+    """Every file is stored, every disk was read, and its source was the same at the end as at the start."""
+    missing = [file.name for file in arg.files.files if file.name not in stored_files]
+    if missing or not arg.files.files:
+        raise IntegrityError(
+            f"VM {arg.vm.name!r}: its files are not in the backup ({missing[:5]}): not committed"
+        )
+    read = {item.disk_key for item in arg.transfers}
+    for disk in arg.transport.readable:
+        if disk.disk.key not in read:
+            raise IntegrityError(f"{disk.disk.label} of VM {arg.vm.name!r} was not read: not committed")
+        check_same(disk.disk.label, disk.identity, arg.done.disk_identities.get(str(disk.disk.key), []))
+    if arg.done.snapshot_moref != arg.snapshot.moref:
+        raise IntegrityError(f"VM {arg.vm.name!r}: step 12 looked at another snapshot: not committed")

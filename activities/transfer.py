@@ -58,7 +58,7 @@ class Transfers:
                     raise IntegrityError(
                         f"file {file.name!a} has {kept.size_bytes} bytes in the spool, {file.size_bytes} came"
                     )
-                stored.append(StoredFile(name=file.name, size_bytes=kept.size_bytes))
+                stored.append(StoredFile(name=kept.name, size_bytes=kept.size_bytes))
             writer.finish()
         return StoredFiles(files=stored)
 

@@ -93,13 +93,19 @@ class BackupJob:
             policy=policies.COMMSERVE,
         )
         self._coordinator.settings = self._settings
-        while True:
+        for _ in range(policies.COORDINATORS_TRIED):
             # Step 1
             self._stage = "choosing a coordinator"
             await self._coordinator.choose()
             self._show()
             if await self._plan_with_coordinator(self._settings):
                 return
+        raise ApplicationError(
+            f"{policies.COORDINATORS_TRIED} coordinators in turn stopped answering while the job was planned: "
+            "see the access nodes' workers",
+            type="ConnectionLostError",
+            non_retryable=True,
+        )
 
     async def _plan_with_coordinator(self, settings: JobSettings) -> bool:
         """Steps 2 to 5 with the chosen coordinator; False when it stopped answering."""

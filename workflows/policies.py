@@ -62,6 +62,8 @@ AGENT_SILENT_AFTER = timedelta(hours=4)
 RECONCILE_EVERY = timedelta(seconds=30)
 # When no access node answers any more, the job waits this long for one to come back.
 NODES_RETURN_WITHIN = timedelta(minutes=5)
+# A coordinator that answers pings and nothing else is not tried for ever.
+COORDINATORS_TRIED = 5
 # Reports are made durable in pages of this many VMs.
 REPORT_PAGE_VMS = 50
 # The history of one run of a job stays far below the server's 51,200 events.

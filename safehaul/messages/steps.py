@@ -168,7 +168,7 @@ class StoreFilesInput(Message):
 
 
 class StoredFile(Message):
-    """A VM's file in the repository."""
+    """A VM's file in the repository, named by its datastore path."""
 
     name: str
     size_bytes: int

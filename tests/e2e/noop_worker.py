@@ -1,0 +1,167 @@
+"""A worker in which one step is replaced by a successful no-op: `python -m tests.e2e.noop_worker STEP ROLE [NAME]`.
+
+Everything else is the real worker. It shows that each step has an effect that the end-to-end check sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, get_type_hints
+
+from temporalio import activity
+
+from activities.commserve import CommServe
+from activities.coordination import JobCoordination, NodeCoordination
+from activities.discovery import Discoverer
+from activities.index import AccessNodeIndexing, MediaAgentIndexing
+from activities.snapshot import Snapshots
+from activities.transfer import Transfers
+from activities.transport import Transport
+from safehaul.config.loader import find_config, load
+from safehaul.messages.inventory import VmState
+from safehaul.messages.job import (
+    Admission,
+    CoordinatorChoice,
+    Discovery,
+    JobReport,
+    JobSettings,
+    JobStatus,
+    JobTotals,
+    Lease,
+    NodeAnswer,
+    NodeRequest,
+    PingAnswer,
+    Plan,
+    PlanPage,
+)
+from safehaul.messages.steps import (
+    BackupSession,
+    CompletionMark,
+    DownloadedFiles,
+    IndexWritten,
+    Inspection,
+    ReadingDone,
+    Removal,
+    SealedBackup,
+    SnapshotRef,
+    StoredFile,
+    StoredFiles,
+    TransferResult,
+    TransportReport,
+)
+from workers import access_node, commserve, media_agent
+
+CLASSES: tuple[type, ...] = (
+    CommServe,
+    NodeCoordination,
+    JobCoordination,
+    Discoverer,
+    Snapshots,
+    Transport,
+    Transfers,
+    AccessNodeIndexing,
+    MediaAgentIndexing,
+)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+# What each step answers when it has done nothing and claims success.
+NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
+    "open_job": lambda arg: JobSettings(
+        vm_group=arg.request.vm_group,
+        vcenter="lab",
+        access_nodes=[],
+        media_agent="vault",
+        installation_id="",
+        namespace_id="",
+    ),
+    "ping": lambda arg: PingAnswer(node=arg.node, version="", cores=0, load=0.0, streams=0),
+    "choose_coordinator": lambda _: CoordinatorChoice(coordinator="", reason=""),
+    "discover": lambda _: Discovery(pages=[], vm_count=0, capacity_bytes=0),
+    "take_lease": lambda arg: Lease(job_id=arg.job_id, coordinator=arg.coordinator, epoch=1),
+    "prepare_node": lambda arg: NodeAnswer(
+        node=arg.node, version="0.1.0", cores=2, load=0.0, memory_bytes=0, streams=1, reachable_datastores=[]
+    ),
+    "admit_nodes": lambda _: Admission(nodes=[]),
+    "distribute": lambda _: Plan(queues=[]),
+    "load_page": lambda _: PlanPage(vms=[]),
+    "inspect_vm": lambda arg: Inspection(state=VmState(moref=arg.vm.moref, consolidation_needed=False)),
+    "create_snapshot": lambda arg: SnapshotRef(
+        moref="snapshot-0",
+        name=arg.plan.name,
+        description=arg.plan.description,
+        created=_now().isoformat(),
+    ),
+    "check_transport": lambda _: TransportReport(disks=[], hardware={}),
+    "download_files": lambda _: DownloadedFiles(files=[]),
+    "open_backup": lambda arg: BackupSession(session_id=arg.session_id),
+    "store_files": lambda arg: StoredFiles(
+        files=[StoredFile(name=file.path, size_bytes=file.size_bytes) for file in arg.files.files]
+    ),
+    "transfer_disk": lambda arg: TransferResult(
+        disk_key=arg.transport.disk.key,
+        label=arg.transport.disk.label,
+        bytes_capacity=arg.transport.disk.capacity_bytes,
+        bytes_read=arg.transport.disk.capacity_bytes,
+        bytes_stored=1,
+        seconds=0.1,
+    ),
+    "finish_reading": lambda arg: ReadingDone(disk_identities={}, snapshot_moref=arg.snapshot.moref),
+    "seal_backup": lambda _: SealedBackup(backup_id="none", packs_verified=0, bytes_verified=0),
+    "remove_snapshot": lambda arg: Removal(gone=True, moref=arg.moref),
+    "mark_completed": lambda arg: CompletionMark(
+        node=arg.vm.node, marked_at=_now(), snapshot_absent=True, spool_removed=True
+    ),
+    "write_index": lambda arg: IndexWritten(backup_id=arg.backup_id, name="none"),
+    "ask_for_vm": lambda _: NodeRequest(node="", free_streams=0, load=0.0, asked_at=_now()),
+    "write_reports": lambda _: None,
+    "close_job": lambda arg: JobReport(
+        job_id=arg.job_id,
+        workflow_id=arg.workflow_id,
+        vm_group=arg.vm_group,
+        status=JobStatus.COMPLETED,
+        totals=JobTotals(),
+        vms=[],
+        pages=arg.pages,
+        started_at=arg.started_at,
+        ended_at=_now(),
+    ),
+    "record_job": lambda _: None,
+}
+
+
+def replace(name: str) -> None:
+    """Put the no-op in the step's place, in the class that has it."""
+    owner = next(cls for cls in CLASSES if name in cls.__dict__)
+    hints = get_type_hints(getattr(owner.__dict__[name], "__wrapped__", owner.__dict__[name]))
+    result = hints.pop("return")
+    (argument,) = hints.values()
+
+    def nothing(self: Any, arg: Any) -> Any:
+        return NOTHING_DONE[name](arg)
+
+    nothing.__annotations__ = {"arg": argument, "return": result}
+    setattr(owner, name, activity.defn(name=name, no_thread_cancel_exception=True)(nothing))
+
+
+def main() -> None:
+    """Replace the step, then be the worker."""
+    name, role, *rest = sys.argv[1:]
+    replace(name)
+    settings = load(find_config(None))
+    if role == "commserve":
+        asyncio.run(commserve.serve(settings))
+    elif role == "media-agent":
+        asyncio.run(media_agent.serve(settings, rest[0]))
+    else:
+        asyncio.run(access_node.serve(settings, rest[0]))
+
+
+if __name__ == "__main__":
+    main()

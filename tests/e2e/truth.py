@@ -1,0 +1,119 @@
+"""The end-to-end check: everything that a job's report claims, held against what can be observed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from lab.datacentre import DataCentre
+from lab.proof import Witness
+from tests.e2e.site import differences, restored_images
+
+EXPECTED_SEQUENCE = ("discover", "take_lease", "prepare_node", "admit_nodes", "distribute", "close_job")
+
+
+def violations(
+    lab: DataCentre, report: dict[str, Any] | None, witness: Witness, names: set[str], streams: int
+) -> list[str]:
+    """What does not hold of a job over exactly the VMs `names`; empty when all is true."""
+    found = witness.problems()
+    if report is None:
+        return [*found, "the job has left no report"]
+    if report["status"] != "Completed":
+        found.append(f"the job is {report['status']}: {report['reason']}")
+    if {vm["name"] for vm in report["vms"]} != names or report["totals"]["completed"] != len(names):
+        found.append(f"the report tells of {[(vm['name'], vm['status']) for vm in report['vms']]}")
+    found += _job_objects(lab, report)
+    found += _answers(lab, report)
+    found += _catalogue(lab, report)
+    if sum(vm["given_by"] == "request" for vm in report["vms"]) != max(0, len(names) - streams):
+        found.append("a VM was given although no dry node had asked for it")
+    for vm in report["vms"]:
+        found += _vm(lab, vm)
+    spool = lab.home / "spool"
+    left = [str(path) for path in spool.rglob("*") if path.is_file()] if spool.exists() else []
+    found += [f"{path} is left in the spool" for path in left]
+    return found
+
+
+def _job_objects(lab: DataCentre, report: dict[str, Any]) -> list[str]:
+    home = lab.repository / "jobs" / str(report["job_id"])
+    kinds = {
+        "lease": "step 3",
+        "nodes": "step 4",
+        "plan": "step 5",
+        "vms": "step 2",
+        "reports": "the reports",
+    }
+    found = [
+        f"{what} has left no object jobs/JOB/{name}"
+        for name, what in kinds.items()
+        if not (home / name).is_dir() or not any(path.is_file() for path in (home / name).rglob("*"))
+    ]
+    if not (home / "report").exists():
+        found.append("step 17 has left no report in the repository")
+    return found
+
+
+def _answers(lab: DataCentre, report: dict[str, Any]) -> list[str]:
+    """The nodes' recorded answers of step 1: a sign of life says who lives, with what power."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", report["workflow_id"], "--output", "json")
+    names: dict[str, str] = {}
+    found: list[str] = []
+    for item in json.loads(done.stdout)["events"]:
+        scheduled = item.get("activityTaskScheduledEventAttributes")
+        if scheduled:
+            names[item["eventId"]] = scheduled["activityType"]["name"]
+        completed = item.get("activityTaskCompletedEventAttributes")
+        if completed and names.get(completed["scheduledEventId"]) == "ping":
+            answer = json.loads(base64.b64decode(completed["result"]["payloads"][0]["data"]))
+            if not (answer["version"] and answer["cores"] > 0 and answer["streams"] > 0):
+                found.append(f"a node's sign of life says nothing: {answer}")
+    return found
+
+
+def _catalogue(lab: DataCentre, report: dict[str, Any]) -> list[str]:
+    with sqlite3.connect(f"file:{lab.home / 'catalog.db'}?mode=ro", uri=True) as database:
+        jobs = database.execute("select vms from jobs where job_id = ?", (report["job_id"],)).fetchall()
+        backups = database.execute(
+            "select status from backups where job_id = ?", (report["job_id"],)
+        ).fetchall()
+    database.close()
+    found = []
+    if jobs != [(len(report["vms"]),)]:
+        found.append(f"the catalogue says of the job: {jobs}")
+    if backups != [("Completed",)] * len(report["vms"]):
+        found.append(f"the catalogue says of its backups: {backups}")
+    return found
+
+
+def _vm(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
+    if vm["status"] != "Completed":
+        return [f"{vm['name']} is {vm['status']}: {vm['reason']}"]
+    text = lab.safehaul("backups", "show", f"{vm['vc_guid']}/{vm['backup_id']}", "--json", check=False)
+    if not text:
+        return [f"{vm['name']}: its backup {vm['backup_id']} cannot be shown"]
+    shown = json.loads(text)
+    found = []
+    if not any(file["name"].endswith(".vmx") for file in shown["manifest"]["files"]):
+        found.append(f"{vm['name']}: its .vmx is not in the backup")
+    index = shown["index"]
+    if index is None or index["status"] != "Completed":
+        found.append(f"{vm['name']}: step 14 has left no index")
+    elif not (index["removal"].get("morefs") == [vm["snapshot_moref"]] and index["removal"]["files_checked"]):
+        found.append(f"{vm['name']}: the index does not prove the snapshot's removal")
+    images: dict[int, Path] = {}
+    try:
+        images = restored_images(lab, vm)
+        found += differences(lab, vm, images)
+        if sum(disk["bytes_read"] for disk in vm["disks"]) < sum(
+            path.stat().st_size for path in images.values()
+        ):
+            found.append(f"{vm['name']}: less was read than the disks hold")
+    finally:
+        for image in images.values():
+            image.unlink()
+    return found

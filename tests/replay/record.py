@@ -1,0 +1,143 @@
+"""Records the histories that later versions must be able to replay: `python -m tests.replay.record`.
+
+Run it when a new kind of history is worth keeping; never to make a failing replay pass: then `workflow.patched` is
+missing. The steps are the trivial ones of tests/workflow, the workflows and the server are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
+
+from lab.temporal import TemporalServer
+from tests.workflow.conftest import running
+from tests.workflow.trivial import World, wait_for_cancel
+
+HISTORIES = Path(__file__).parent / "histories"
+REQUEST = {"vm_group": "test"}
+
+
+async def _save(client: Client, workflow_id: str, name: str, run_id: str | None = None) -> None:
+    history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
+    (HISTORIES / f"{name}.json").write_text(history.to_json() + "\n")
+
+
+async def _children(client: Client, job: str) -> list[str]:
+    for _ in range(100):
+        found = [item.id async for item in client.list_workflows("WorkflowType = 'BackupVm'")]
+        mine = [item for item in found if item.startswith(job + "/")]
+        if mine:
+            return mine
+        await asyncio.sleep(0.1)
+    raise TimeoutError(f"{job} has no children")
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nothing happened in time")
+        await asyncio.sleep(0.02)
+
+
+async def _ended(handle: WorkflowHandle[Any, Any]) -> None:
+    try:
+        await handle.result()
+    except WorkflowFailureError:
+        return  # a cancelled or failed history is what was wanted
+
+
+async def _job(client: Client, name: str, *args: Any) -> WorkflowHandle[Any, Any]:
+    return await client.start_workflow("BackupJob", args=list(args), id=name, task_queue="commserve")
+
+
+async def _completed(client: Client) -> None:
+    world = World(vm_count=5, nodes=("n1", "n2"), streams=1)
+    async with running(client, world):
+        await _ended(await _job(client, "completed", REQUEST))
+        child = (await _children(client, "completed"))[0]
+    await _save(client, "completed", "backup-job-completed")
+    await _save(client, child, "backup-vm-completed")
+
+
+async def _cancelled(client: Client, step: str) -> None:
+    world, name = World(vm_count=1), f"cancelled-{step.replace('_', '-')}"
+    world.hooks[step] = lambda _arg: wait_for_cancel(1.0)
+    async with running(client, world):
+        handle = await _job(client, name, REQUEST)
+        await _until(lambda: world.calls[step] > 0)
+        await handle.signal("cancel")
+        await _ended(handle)
+        child = (await _children(client, name))[0]
+    await _save(client, name, f"backup-job-{name}")
+    await _save(client, child, f"backup-vm-{name}")
+
+
+async def _failed(client: Client) -> None:
+    def refuse(_arg: Any) -> None:
+        raise ApplicationError("the export refuses uid 0", type="PermissionRefusedError", non_retryable=True)
+
+    world = World(vm_count=1)
+    world.hooks["check_transport"] = refuse
+    async with running(client, world):
+        await _ended(await _job(client, "failed", REQUEST))
+        child = (await _children(client, "failed"))[0]
+    await _save(client, "failed", "backup-job-failed")
+    await _save(client, child, "backup-vm-failed")
+
+
+async def _stuck_removal(client: Client) -> None:
+    calls = 0
+
+    def stuck(_arg: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ApplicationError("the disk is locked", type="PermanentError", non_retryable=True)
+
+    world = World(vm_count=1)
+    world.hooks["remove_snapshot"] = stuck
+    async with running(client, world):
+        await _ended(await _job(client, "stuck", REQUEST))
+        child = (await _children(client, "stuck"))[0]
+        found = [item.id async for item in client.list_workflows("WorkflowType = 'RemoveSnapshot'")]
+        await client.get_workflow_handle(found[0]).result()
+    await _save(client, child, "backup-vm-removal-handed-over")
+    await _save(client, found[0], "remove-snapshot-completed")
+
+
+async def _refused(client: Client) -> None:
+    async with running(client, World(vm_count=0)):
+        await _ended(await _job(client, "refused", {"group": "x"}))
+        await _ended(await _job(client, "empty", REQUEST))
+    await _save(client, "refused", "backup-job-refused-input")
+    await _save(client, "empty", "backup-job-empty")
+
+
+async def record() -> None:
+    """Record everything anew."""
+    HISTORIES.mkdir(exist_ok=True)
+    server = TemporalServer(Path(tempfile.mkdtemp()), ui=False)
+    server.start()
+    try:
+        client = await Client.connect(server.address, data_converter=pydantic_data_converter)
+        await _completed(client)
+        for step in ("create_snapshot", "transfer_disk", "remove_snapshot"):
+            await _cancelled(client, step)
+        await _failed(client)
+        await _stuck_removal(client)
+        await _refused(client)
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(record())

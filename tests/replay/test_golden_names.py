@@ -1,0 +1,77 @@
+"""Names that recorded histories, people's scripts and other workers hold on to: a change must be deliberate."""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from activities.commserve import CommServe
+from activities.coordination import JobCoordination, NodeCoordination
+from activities.discovery import Discoverer
+from activities.index import AccessNodeIndexing, MediaAgentIndexing
+from activities.restore import RestoreDesk, Restores
+from activities.snapshot import Snapshots
+from activities.transfer import Transfers
+from activities.transport import Transport
+from workflows import policies
+from workflows.backup_job import BackupJob
+from workflows.catalogue import type_names
+
+ACTIVITIES = {
+    CommServe: [
+        "choose_coordinator",
+        "open_job",
+        "reconcile",
+        "record_job",
+        "report_unled_job",
+        "request_cancel",
+    ],
+    NodeCoordination: ["ask_for_vm", "ping", "prepare_node"],
+    JobCoordination: ["admit_nodes", "close_job", "distribute", "load_page", "take_lease", "write_reports"],
+    Discoverer: ["discover"],
+    Snapshots: ["create_snapshot", "inspect_vm", "remove_snapshot"],
+    Transport: ["check_transport", "download_files"],
+    Transfers: ["finish_reading", "store_files", "transfer_disk"],
+    AccessNodeIndexing: ["mark_completed"],
+    MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
+    RestoreDesk: ["open_restore"],
+    Restores: ["discard_restore", "prepare_restore", "register_vm", "restore_disk", "write_vm_files"],
+}
+
+
+def _names(owner: type) -> list[str]:
+    found = [activity._Definition.from_callable(item) for item in owner.__dict__.values() if callable(item)]
+    return sorted(str(definition.name) for definition in found if definition is not None)
+
+
+def test_the_activities_names() -> None:
+    assert {owner: _names(owner) for owner in ACTIVITIES} == ACTIVITIES
+
+
+def test_the_workflows_names() -> None:
+    assert type_names() == ["BackupJob", "BackupVm", "RemoveSnapshot", "RestoreVm"]
+
+
+def test_the_jobs_signals_queries_and_updates() -> None:
+    definition = BackupJob.__dict__["__temporal_workflow_definition"]
+    assert sorted(str(name) for name in definition.signals) == ["None", "cancel", "cancel_vm", "vm_finished"]
+    assert sorted(definition.queries) == ["progress"]
+    assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
+
+
+def test_the_queues_names() -> None:
+    assert policies.COMMSERVE_QUEUE == "commserve"
+    assert policies.ACCESS_NODES_QUEUE == "access-nodes"
+    assert policies.control_queue("n1") == "access-node.n1"
+    assert policies.streams_queue("n1") == "access-node.n1.streams"
+    assert policies.media_agent_queue("vault") == "media-agent.vault"
+
+
+def test_the_search_attributes_names() -> None:
+    assert [key.name for key in policies.SEARCH_ATTRIBUTES] == [
+        "JobId",
+        "VmName",
+        "VcGuid",
+        "VmGroup",
+        "AccessNode",
+        "BackupStatus",
+    ]

@@ -1,0 +1,43 @@
+"""Workflows of earlier versions go on under this one: every recorded history replays without a difference."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from workers.bootstrap import sandbox
+from workflows.catalogue import WORKFLOWS
+
+HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
+
+
+def test_there_are_histories_of_every_ending() -> None:
+    names = {path.stem for path in HISTORIES}
+    assert names >= {
+        "backup-job-completed",
+        "backup-job-failed",
+        "backup-job-cancelled-transfer-disk",
+        "backup-vm-completed",
+        "backup-vm-failed",
+        "backup-vm-cancelled-remove-snapshot",
+        "backup-vm-removal-handed-over",
+        "remove-snapshot-completed",
+    }
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_a_recorded_history_replays(path: Path) -> None:
+    text = path.read_text()
+    # The ids of a job's children are made of its own id: the replay must have the recorded one.
+    started = json.loads(text)["events"][0]["workflowExecutionStartedEventAttributes"]
+    history = WorkflowHistory.from_json(started["workflowId"], text)
+    replayer = Replayer(
+        workflows=WORKFLOWS, data_converter=pydantic_data_converter, workflow_runner=sandbox()
+    )
+    asyncio.run(replayer.replay_workflow(history))

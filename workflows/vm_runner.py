@@ -58,6 +58,7 @@ class VmRunner:
         """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
         while (page := self._ledger.wanted_page()) is not None:
             await self._load(page)
+        # Step 16 — a node that has asked (step 15) is given another VM, which goes through steps 6 to 15.
         gifts = self._ledger.gifts()
         await asyncio.gather(*(self._start(gift) for gift in gifts))
         for vm in self._ledger.unservable():

@@ -1,0 +1,148 @@
+"""The ledger: whatever happens to VMs and nodes, no VM is lost or doubled, no stream is used twice, and it ends."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm, PlanQueue
+from safehaul.messages.ledger import LedgerState
+from safehaul.messages.vm import VmReport, VmStatus
+from workflows.ledger import Ledger
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _node(name: str, streams: int) -> NodeAnswer:
+    return NodeAnswer(
+        node=name, version="1", cores=2, load=0, memory_bytes=0, streams=streams, reachable_datastores=[]
+    )
+
+
+def _vm(number: int, nodes: list[str] | None = None) -> PlannedVm:
+    return PlannedVm(vc_guid=f"g{number}", name=f"vm{number}", moref=f"vm-{number}", nodes=nodes or [])
+
+
+def _child(vm: PlannedVm, node: str) -> ChildRef:
+    return ChildRef(
+        child_id=vm.vc_guid, vc_guid=vm.vc_guid, name=vm.name, moref=vm.moref, node=node, started_at=NOW
+    )
+
+
+def _report(child: ChildRef) -> VmReport:
+    return VmReport(vc_guid=child.vc_guid, name=child.name, status=VmStatus.COMPLETED, node=child.node)
+
+
+def _request(node: str) -> NodeRequest:
+    return NodeRequest(node=node, free_streams=1, load=0, asked_at=NOW)
+
+
+def _open(pages: dict[str, list[PlannedVm]], nodes: dict[str, int]) -> Ledger:
+    ledger = Ledger()
+    queue = PlanQueue(pages=list(pages), vm_count=sum(map(len, pages.values())))
+    ledger.open([_node(name, streams) for name, streams in nodes.items()], Plan(queues=[queue]))
+    return ledger
+
+
+def test_streams_are_filled_from_the_plan_and_then_only_on_request() -> None:
+    pages = {"p": [_vm(number) for number in range(5)]}
+    ledger = _open(pages, {"a": 1, "b": 1})
+    page = ledger.wanted_page()
+    assert page == "p"
+    ledger.loaded(page, pages[page])
+    gifts = ledger.gifts()
+    assert [(gift.node, gift.given_by) for gift in gifts] == [("a", "plan"), ("b", "plan")]
+    for gift in gifts:
+        ledger.started(_child(gift.vm, gift.node))
+    assert ledger.gifts() == []
+    child = ledger.state.running["g0"]
+    assert ledger.ended("g0", _report(child), None) is not None
+    assert ledger.gifts() == [], "an end without a request frees nothing"
+    ledger.node_answers("a", asked=True)
+    (gift,) = ledger.gifts()
+    assert (gift.node, gift.given_by) == ("a", "request")
+
+
+def test_an_end_counts_once() -> None:
+    pages = {"p": [_vm(0)]}
+    ledger = _open(pages, {"a": 2})
+    ledger.loaded("p", pages["p"])
+    (gift,) = ledger.gifts()
+    child = _child(gift.vm, gift.node)
+    ledger.started(child)
+    assert ledger.ended("g0", _report(child), _request("a")) is not None
+    assert ledger.ended("g0", _report(child), _request("a")) is None
+    assert ledger.state.totals.vms == 1
+    assert ledger.state.nodes["a"].credits == 2
+    assert ledger.finished
+
+
+def test_a_vm_goes_only_to_a_node_that_reaches_it() -> None:
+    pages = {"p": [_vm(0, ["b"]), _vm(1)]}
+    ledger = _open(pages, {"a": 1, "b": 1})
+    ledger.loaded("p", pages["p"])
+    assert {(gift.vm.name, gift.node) for gift in ledger.gifts()} == {("vm0", "b"), ("vm1", "a")}
+
+
+def test_a_lost_nodes_own_queue_goes_to_the_others() -> None:
+    ledger = Ledger()
+    plan = Plan(
+        queues=[PlanQueue(node="a", pages=["pa"], vm_count=1), PlanQueue(node="b", pages=["pb"], vm_count=1)]
+    )
+    ledger.open([_node("a", 1), _node("b", 2)], plan)
+    ledger.loaded("pa", [_vm(0)])
+    ledger.loaded("pb", [_vm(1)])
+    ledger.node_lost("a")
+    assert {(gift.vm.name, gift.node) for gift in ledger.gifts()} == {("vm0", "b"), ("vm1", "b")}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_vm_is_lost_or_doubled_whatever_happens(data: st.DataObject) -> None:
+    nodes = {f"n{number}": data.draw(st.integers(1, 3)) for number in range(data.draw(st.integers(1, 3)))}
+    count = data.draw(st.integers(0, 12))
+    vms = [
+        _vm(number, data.draw(st.lists(st.sampled_from(sorted(nodes)), max_size=2, unique=True)))
+        for number in range(count)
+    ]
+    pages = {f"p{start}": vms[start : start + 3] for start in range(0, count, 3)}
+    ledger = _open(pages, nodes)
+    started: list[str] = []
+    ended: list[str] = []
+    for _ in range(400):
+        if ledger.finished:
+            break
+        while (page := ledger.wanted_page()) is not None:
+            ledger.loaded(page, pages[page])
+        for gift in ledger.gifts():
+            assert not gift.vm.nodes or gift.node in gift.vm.nodes
+            started.append(gift.vm.vc_guid)
+            ledger.started(_child(gift.vm, gift.node))
+        for name, streams in nodes.items():
+            assert sum(child.node == name for child in ledger.state.running.values()) <= streams
+        _something_happens(data, ledger, ended)
+        ledger = Ledger(LedgerState.model_validate_json(ledger.state.model_dump_json()))
+    assert ledger.finished
+    assert sorted(started) == sorted(ended) == sorted(vm.vc_guid for vm in vms)
+    assert ledger.state.totals.vms == count
+
+
+def _something_happens(data: st.DataObject, ledger: Ledger, ended: list[str]) -> None:
+    running = sorted(ledger.state.running)
+    if running:
+        child = ledger.state.running[data.draw(st.sampled_from(running))]
+        asked = data.draw(st.booleans())
+        assert (
+            ledger.ended(child.child_id, _report(child), _request(child.node) if asked else None) is not None
+        )
+        ended.append(child.child_id)
+        if not asked:
+            if data.draw(st.booleans()):
+                ledger.node_answers(child.node, asked=False)
+            else:
+                ledger.node_lost(child.node)
+    for name, node in ledger.state.nodes.items():
+        if node.lost and (not running or data.draw(st.booleans())):
+            ledger.node_returns(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from activities.beat import beat, keep_alive
 from activities.errors import step
 from activities.peers import Peers
-from safehaul.errors import PolicyError, UnsupportedError
+from safehaul.errors import PolicyError, QuiesceRefusedError, UnsupportedError
 from safehaul.messages.inventory import VmState
 from safehaul.messages.marker import SnapshotMarker
 from safehaul.messages.snapshots import TakenSnapshot
@@ -20,7 +20,6 @@ from safehaul.messages.steps import (
 )
 from safehaul.messages.vm import VmOptions
 from safehaul.vsphere import inventory, removal, snapshots, vms
-from safehaul.vsphere.faults import QuiesceRefusedError
 
 # vSphere's limit is 32 snapshots in a chain; one place is left for whoever comes next.
 MAX_SNAPSHOTS = 31

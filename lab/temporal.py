@@ -13,11 +13,13 @@ SEARCH_ATTRIBUTES = ("JobId", "VmName", "VcGuid", "VmGroup", "AccessNode", "Back
 class TemporalServer:
     """The server process; its state is a file, so that it survives a restart."""
 
-    def __init__(self, directory: Path, *, ui: bool = True) -> None:
+    def __init__(self, directory: Path, *, ui: bool = True, suggest_new_run_events: int = 0) -> None:
+        """`suggest_new_run_events`: history length at which a continue-as-new is suggested; 0: the server's own."""
         self.port = free_port()
         self.ui_port = free_port() if ui else 0
         self._directory = directory
         self._ui = ui
+        self._suggest_new_run_events = suggest_new_run_events
         self.process: LabProcess | None = None
 
     @property
@@ -43,6 +45,9 @@ class TemporalServer:
             *("--log-level", "error"),
         ]
         command += ["--ui-ip", "127.0.0.1", "--ui-port", str(self.ui_port)] if self._ui else ["--headless"]
+        if self._suggest_new_run_events:
+            setting = f"limit.historyCount.suggestContinueAsNew={self._suggest_new_run_events}"
+            command += ["--dynamic-config-value", setting]
         for name in SEARCH_ATTRIBUTES:
             command += ["--search-attribute", f"{name}=Keyword"]
         self._directory.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@
     │   ├── ConnectionLostError     a peer (vCenter, filer, store) did not answer or hung up
     │   ├── SessionLostError        vCenter no longer knows the session (NotAuthenticated)
     │   ├── BusyError               a peer asks us to come later, or holds a lock
-    │   └── VmMovedError            the VM's files changed place or identity during the backup
+    │   ├── VmMovedError            the VM's files changed place or identity during the backup
+    │   └── DatastoreFullError      a datastore has no space for the operation now
     ├── PermanentError          another try of the same call cannot succeed
     │   ├── ConfigError             the configuration is wrong or lacks something
     │   ├── InvalidInputError       what a person or a caller gave is wrong
@@ -14,6 +15,7 @@
     │   ├── NotFoundError           the named object does not exist
     │   ├── AlreadyExistsError      refused to overwrite what exists
     │   ├── UnsupportedError        a disk, format or feature that this transport cannot do
+    │   │   └── QuiesceRefusedError     the guest could not be quiesced; the VM group decides what then
     │   ├── PolicyError             a limit or rule of the configuration forbids it
     │   └── StaleLeaseError         another process has taken over; this one must stop
     └── IntegrityError          stored or read bytes are not what they must be: never retried, always loud
@@ -49,6 +51,10 @@ class VmMovedError(TransientError):
     """The VM's files changed place or identity while we worked (Storage vMotion, ESTALE): rediscover it."""
 
 
+class DatastoreFullError(TransientError):
+    """A datastore has no space for the operation; it may have some later."""
+
+
 class PermanentError(SafehaulError):
     """Another try of the same call cannot succeed."""
 
@@ -79,6 +85,10 @@ class AlreadyExistsError(PermanentError):
 
 class UnsupportedError(PermanentError):
     """A disk, format or feature that this transport cannot handle."""
+
+
+class QuiesceRefusedError(UnsupportedError):
+    """The guest could not be quiesced; the VM group decides whether a crash-consistent snapshot will do."""
 
 
 class PolicyError(PermanentError):

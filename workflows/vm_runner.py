@@ -253,6 +253,12 @@ class VmRunner:
 
     async def _remove_orphan(self, child: ChildRef, reason: str) -> None:
         """A child that was terminated ran no clean-up: its snapshot's removal starts at once."""
+        if not child.first_run_id:
+            # Found already running after a reset of the job: its snapshot's name is not known here.
+            workflow.logger.error(
+                "%s was terminated: look at the snapshots of %s", child.child_id, child.name
+            )
+            return
         vm = self._vm_input(child)
         await hand_over(
             RemovalInput(

@@ -14,11 +14,13 @@ from safehaul.errors import (
     BusyError,
     ConfigError,
     ConnectionLostError,
+    DatastoreFullError,
     InvalidInputError,
     LoginRefusedError,
     NotFoundError,
     PermissionRefusedError,
     PolicyError,
+    QuiesceRefusedError,
     SafehaulError,
     SessionLostError,
     TransientError,
@@ -34,14 +36,6 @@ class HungUpError(ConnectionLostError):
 
 class UnreadableAnswerError(UnsupportedError):
     """VCenter's answer has an enum value, a field or a type that pyVmomi does not know."""
-
-
-class QuiesceRefusedError(UnsupportedError):
-    """The guest could not be quiesced; the VM group decides whether a crash-consistent snapshot will do."""
-
-
-class DatastoreFullError(TransientError):
-    """A datastore has no space for the operation; it may have some later."""
 
 
 # The first row that matches wins, so a row stands before the rows of its base classes.

@@ -13,23 +13,19 @@ from safehaul.errors import (
     AlreadyExistsError,
     BusyError,
     ConnectionLostError,
+    DatastoreFullError,
     InvalidInputError,
     LoginRefusedError,
     NotFoundError,
     PermissionRefusedError,
     PolicyError,
+    QuiesceRefusedError,
     SafehaulError,
     SessionLostError,
     TransientError,
     UnsupportedError,
 )
-from safehaul.vsphere.faults import (
-    DatastoreFullError,
-    HungUpError,
-    QuiesceRefusedError,
-    UnreadableAnswerError,
-    translate,
-)
+from safehaul.vsphere.faults import HungUpError, UnreadableAnswerError, translate
 
 WHAT = "CreateSnapshot_Task on VirtualMachine vm-1 (vCenter lab)"
 

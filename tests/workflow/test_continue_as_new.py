@@ -1,0 +1,79 @@
+"""A job that continues as new while its VMs run loses no report, counts each VM once, and can still be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import CancelledError
+
+from lab.temporal import TemporalServer
+from safehaul.messages.job import JobReport
+from tests.workflow.conftest import running
+from tests.workflow.trivial import World, wait_for_cancel
+
+REQUEST = {"vm_group": "test"}
+EVENTS = 80
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A server that suggests to continue as new after few events."""
+    server = TemporalServer(tmp_path_factory.mktemp("impatient"), ui=False, suggest_new_run_events=EVENTS)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def client(impatient: TemporalServer) -> Client:
+    return await Client.connect(impatient.address, data_converter=pydantic_data_converter)
+
+
+async def _runs(client: Client, job_id: str) -> int:
+    await asyncio.sleep(1.0)  # visibility lags behind a little
+    return len([item async for item in client.list_workflows(f"WorkflowId = '{job_id}'")])
+
+
+async def test_every_vm_is_counted_once_over_several_runs(client: Client, job_id: str) -> None:
+    world = World(vm_count=24, nodes=("n1", "n2"), streams=2)
+    world.hooks["transfer_disk"] = lambda _arg: time.sleep(0.1)
+    async with running(client, world):
+        handle = await client.start_workflow("BackupJob", REQUEST, id=job_id, task_queue="commserve")
+        report = JobReport.model_validate(await handle.result())
+        runs = await _runs(client, job_id)
+    assert runs >= 3
+    assert (report.status, report.totals.vms, report.totals.completed) == ("Completed", 24, 24)
+    assert len({vm.vc_guid for vm in report.vms}) == 24
+    assert world.calls["write_index"] == world.calls["create_snapshot"] == 24
+    assert not world.snapshots
+
+
+async def test_a_cancel_after_a_continue_as_new_still_ends_everything(client: Client, job_id: str) -> None:
+    world = World(vm_count=40, nodes=("n1",), streams=2)
+
+    def slow_at_last(arg: Any) -> None:
+        if arg.vm.name >= "vm-00014":
+            wait_for_cancel(30)
+
+    world.hooks["transfer_disk"] = slow_at_last
+    async with running(client, world):
+        handle = await client.start_workflow("BackupJob", REQUEST, id=job_id, task_queue="commserve")
+        deadline = time.monotonic() + 40
+        while world.calls["transfer_disk"] < 16:
+            assert time.monotonic() < deadline, world.calls
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
+        await client.get_workflow_handle(job_id).signal("cancel")
+        with pytest.raises(WorkflowFailureError) as ended:
+            await handle.result()
+        runs = await _runs(client, job_id)
+    assert runs >= 2
+    assert isinstance(ended.value.cause, CancelledError)
+    assert not world.snapshots
+    assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 16

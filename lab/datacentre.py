@@ -63,6 +63,8 @@ class DataCentre:
         self.restore_filer = Filer(
             self.state / "datastores", state=directory / "restore-filer", writable=True
         )
+        self.extra_environment: dict[str, str] = {}
+        """What a test gives the workers that it starts from now on."""
         self.processes: dict[str, LabProcess] = {}
         self.workers: dict[str, LabProcess] = {}
         self.vcenter: dict[str, Any] = {}
@@ -149,7 +151,7 @@ class DataCentre:
     @property
     def environment(self) -> dict[str, str]:
         """What safehaul's processes are given: where the configuration is, and the secret it refers to."""
-        return {"SAFEHAUL_CONFIG": str(self.config), PASSWORD_VARIABLE: LAB_PASSWORD}
+        return {"SAFEHAUL_CONFIG": str(self.config), PASSWORD_VARIABLE: LAB_PASSWORD} | self.extra_environment
 
     def safehaul(self, *arguments: str, timeout_s: float = 300.0, check: bool = True) -> str:
         """Run the `safehaul` command and return what it printed. Raises LabError when it fails."""

@@ -246,6 +246,7 @@ class Filer:
                 with _mount(self.port, "/"):
                     pass
                 self.control.served_bytes()
+                self._must_be_this_one()
             except (nfs_rs.NfsError, FilerError) as error:
                 if time.monotonic() > deadline:
                     message = f"rclone does not answer after {_START_TIMEOUT_S} s: {error}; {self._log_end()}"
@@ -253,6 +254,12 @@ class Filer:
                 time.sleep(0.05)
             else:
                 return
+
+    def _must_be_this_one(self) -> None:
+        """Whoever answers on the port may be another filer, whose port this one has not been able to take yet."""
+        if "NFS Server running" not in self._log_end():
+            message = f"somebody else answers on port {self.port}"
+            raise FilerError(message)
 
     def _log_end(self) -> str:
         return (self.state / "rclone.log").read_text(errors="replace")[-2000:]

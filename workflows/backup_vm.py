@@ -92,6 +92,9 @@ class BackupVm:
             self._stop_if_cancelled()
             session, sealed = await self._read_and_seal(snapshot)
             self._stop_if_cancelled()
+        except BaseException:
+            self._story.stopped()
+            raise
         finally:
             # Step 13
             with self._story.step(13, "removing the snapshot"):

@@ -48,6 +48,7 @@ class VmStory:
         self._child_id = ""
         self._started_at: datetime | None = None
         self._step = 0
+        self._stopped_at = 0
         self._stage = "starting"
         self._seconds: dict[str, float] = {}
         self._warnings: list[str] = []
@@ -73,6 +74,10 @@ class VmStory:
         finally:
             key = str(number)
             self._seconds[key] = round(self._seconds.get(key, 0.0) + workflow.time() - before, 3)
+
+    def stopped(self) -> None:
+        """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
+        self._stopped_at = self._step
 
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
@@ -176,7 +181,7 @@ class VmStory:
         reason = explain(ending)
         if self._removal and self._removal.pending and self._removal.reason not in reason:
             reason += f"; the snapshot's removal is pending: {self._removal.reason}"
-        return VmStatus.FAILED, f"step {self._step}: {reason}"
+        return VmStatus.FAILED, f"step {self._stopped_at or self._step}: {reason}"
 
     def _show(self) -> None:
         assert self._vm is not None

@@ -101,7 +101,7 @@ class Measurement:
         return {
             "seconds_until_job_closed": round(seconds, 1),
             "children": statuses,
-            "job": (await handle.describe()).status.name,  # type: ignore[union-attr]
+            "job": str((await handle.describe()).status),
             "snapshots_left": len(world.snapshots),
         }
 

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
-    FailureError,
+    ChildWorkflowError,
     TimeoutType,
     is_cancelled_exception,
 )
@@ -25,9 +25,13 @@ MAX_WARNINGS = 50
 
 
 def explain(error: BaseException) -> str:
-    """The reason of a failure as a person should read it: the innermost message, and what a time-out means."""
+    """The reason of a failure as a person should read it: the step's own message, and what a time-out means.
+
+    Only Temporal's wrappers are taken off. What lies below our own message (a peer's fault, the time-out of an
+    earlier try) stays in the history for those who look there.
+    """
     reason: BaseException = error
-    while isinstance(reason, FailureError) and reason.cause is not None:
+    while isinstance(reason, ActivityError | ChildWorkflowError) and reason.cause is not None:
         reason = reason.cause
     if isinstance(reason, StepTimeout):
         where = error.activity_type if isinstance(error, ActivityError) else "a step"

@@ -253,19 +253,25 @@ class Repository:
         return blake3(body, key=self.name_key).hexdigest()
 
     def load_index(self, names: Iterable[str]) -> None:
-        """Load some `idx/` objects into the local index."""
+        """Load some `idx/` objects into the local index. Raises NotFoundError, IntegrityError."""
         loaded = self.index.loaded()
         for name in names:
             if name not in loaded:
-                self.index.add(name, decode_locations(self.get(Kind.LOCATIONS, name), name))
+                self._load_locations(name)
+
+    def _load_locations(self, name: str) -> None:
+        self.index.add(name, decode_locations(self.get(Kind.LOCATIONS, name), name))
 
     def refresh_index(self) -> None:
         """Load every `idx/` object that is new, and what is condemned."""
-        for info in list(self.store.list("idx/")):
+        loaded = self.index.loaded()
+        for info in self.store.list("idx/"):
+            if info.name in loaded:
+                continue
             # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
             # A verification reports it, and `repair_index` makes its content again from the packs.
             with contextlib.suppress(IntegrityError):
-                self.load_index([info.name])
+                self._load_locations(info.name)
         with self._lock:
             self._condemnations = read_condemnations(self)
             self._present.clear()

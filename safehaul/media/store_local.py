@@ -57,17 +57,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _make_folders(folder: Path) -> None:
-    """Make `folder` and its parents, and make each new one durable in its own parent."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for made in reversed(missing):
-        made.mkdir(exist_ok=True)
-        _sync_folder(made.parent)
-
-
 class _LocalUpload:
     """One object on its way; see ObjectUpload."""
 
@@ -76,7 +65,6 @@ class _LocalUpload:
         self._temporary = target.parent / f"{_TEMPORARY}{secrets.token_hex(12)}"
         self._file: FileIO | None = None
         try:
-            _make_folders(target.parent)
             self._file = self._temporary.open("xb", buffering=0)
         except OSError as error:
             raise _translated(error, "create", self._temporary) from error
@@ -129,6 +117,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._durable_folders: set[Path] = set()
 
     @property
     def url(self) -> str:
@@ -138,13 +127,34 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         return self.root / check_name(name)
 
+    def _begin(self, path: Path) -> _LocalUpload:
+        try:
+            self._make_durable(path.parent)
+        except OSError as error:
+            raise _translated(error, "make", path.parent) from error
+        return _LocalUpload(path)
+
+    def _make_durable(self, folder: Path) -> None:
+        """Make `folder` if it is missing, and its name durable, once in this process.
+
+        A folder that is there may have been made a moment ago by another process that has not synced it yet.
+        """
+        if folder in self._durable_folders:
+            return
+        inside = self.root in folder.parents
+        if inside or not folder.is_dir():
+            self._make_durable(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
+        self._durable_folders.add(folder)
+
     def put_if_absent(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Store an object durably; see ObjectStore."""
         path = self._path(name)
         if path.exists():
             # Saves the write in the usual case; the link below decides in a race.
             raise AlreadyExistsError(f"object exists already: {path}")
-        upload = _LocalUpload(path)
+        upload = self._begin(path)
         try:
             upload.write(data)
             upload.commit()
@@ -153,7 +163,7 @@ class LocalStore:
 
     def create(self, name: str) -> _LocalUpload:
         """Begin an object that is written piece by piece; see ObjectStore."""
-        return _LocalUpload(self._path(name))
+        return self._begin(self._path(name))
 
     def get(self, name: str, limit_bytes: int) -> bytes:
         """Read a whole object; see ObjectStore."""

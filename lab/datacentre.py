@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from lab.esx.client import HostClient
 from lab.filer import Filer
+from lab.nfs_gate import NfsGate
 from lab.other_user import as_user
 from lab.processes import LabError, LabProcess, free_port, tool
 from lab.site import BACKUP_USER, LAB_PASSWORD, Site, build
@@ -47,7 +48,9 @@ class DataCentre:
         worker_uid: int | None = None,
         ui: bool = True,
         pack_size: str = "1 MiB",
+        gate: bool = False,
     ) -> None:
+        """`gate` puts an NfsGate before the read-only filer, which refuses or holds reads when told to."""
         self.directory = directory
         self.site = site
         self.nodes = nodes
@@ -63,6 +66,8 @@ class DataCentre:
         self.restore_filer = Filer(
             self.state / "datastores", state=directory / "restore-filer", writable=True
         )
+        self._gated = gate
+        self._gate: NfsGate | None = None
         self.extra_environment: dict[str, str] = {}
         """What a test gives the workers that it starts from now on."""
         self.processes: dict[str, LabProcess] = {}
@@ -77,6 +82,12 @@ class DataCentre:
         """The simulated hosts: the truth about every VM."""
         assert self._hosts is not None, "start() comes first"
         return self._hosts
+
+    @property
+    def gate(self) -> NfsGate:
+        """What stands before the read-only filer when the data centre was made with `gate`."""
+        assert self._gate is not None, "made with gate=True, and start() comes first"
+        return self._gate
 
     @property
     def repository(self) -> Path:
@@ -95,6 +106,9 @@ class DataCentre:
         self.start_vcenter()
         self.filer.start()
         self.filer.assert_coherent()
+        if self._gated:
+            self._gate = NfsGate(self.filer.port)
+            self._gate.start()
         self.restore_filer.start()
         self.temporal.start()
         self._write_configuration()
@@ -189,6 +203,8 @@ class DataCentre:
         for name in ("vcenter", "hosts"):
             if name in self.processes:
                 self.processes[name].stop()
+        if self._gate is not None:
+            self._gate.stop()
         self.filer.stop()
         self.restore_filer.stop()
 
@@ -227,11 +243,12 @@ class DataCentre:
                 os.chown(path, self.worker_uid, self.worker_uid)
 
     def _configuration(self) -> str:
+        read_port = self.gate.port if self._gated else self.filer.port
         exports = "".join(
             self._export(table, store.name, store.remote_host, store.remote_path, port)
             for store in self.site.datastores
             if store.type in ("NFS", "NFS41")
-            for table, port in (("exports", self.filer.port), ("restore_exports", self.restore_filer.port))
+            for table, port in (("exports", read_port), ("restore_exports", self.restore_filer.port))
         )
         nodes = "".join(
             f'[[access_nodes]]\nname = "{node}"\nstreams = {self.streams}\nspool_dir = "{self.home / "spool"}"\n\n'

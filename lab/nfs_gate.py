@@ -43,6 +43,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class _Hold:
+    """READs of files whose name fits `names`, at `from_offset_bytes` or beyond."""
+
+    names: str
+    from_offset_bytes: int
+
+
+@dataclass(frozen=True)
 class _Call:
     """The parts of an NFS call that rules look at."""
 
@@ -59,6 +67,9 @@ class NfsGate:
         self.upstream_port = upstream_port
         self.port = 0
         self._rules: tuple[Rule, ...] = ()
+        self._hold: _Hold | None = None
+        self._held = 0
+        self._holding = threading.Condition()
         self._names: dict[bytes, str] = {}
         """File name by handle, learnt from LOOKUPs."""
         self._connections: set[socket.socket] = set()
@@ -73,6 +84,23 @@ class NfsGate:
     def clear(self) -> None:
         """Forget all rules."""
         self._rules = ()
+
+    def hold(self, names: str, from_offset_bytes: int) -> None:
+        """Let READs of files whose name fits `names` wait, from that offset on, until `release`."""
+        with self._holding:
+            self._hold = _Hold(names, from_offset_bytes)
+
+    def release(self) -> None:
+        """Let the READs that wait go on."""
+        with self._holding:
+            self._hold = None
+            self._holding.notify_all()
+
+    @property
+    def held(self) -> int:
+        """How many connections wait for `release` now."""
+        with self._holding:
+            return self._held
 
     def cut(self) -> None:
         """Drop every connection; clients may come again."""
@@ -92,6 +120,7 @@ class NfsGate:
 
     def stop(self) -> None:
         """Drop every connection, stop listening, end every thread."""
+        self.release()
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
@@ -154,6 +183,24 @@ class NfsGate:
                 return rule.status
         return None
 
+    def wait_while_held(self, call: _Call) -> None:
+        """Return when no hold concerns the call."""
+        if call.procedure != READ or self._hold is None:
+            return
+        handle, rest = _opaque(call.arguments)
+        (offset_bytes,) = struct.unpack_from(">Q", rest)
+        name = self._names.get(handle, "")
+        if not self._concerns(name, offset_bytes):
+            return
+        with self._holding:
+            self._held += 1
+            self._holding.wait_for(lambda: not self._concerns(name, offset_bytes))
+            self._held -= 1
+
+    def _concerns(self, name: str, offset_bytes: int) -> bool:
+        hold = self._hold
+        return hold is not None and offset_bytes >= hold.from_offset_bytes and fnmatchcase(name, hold.names)
+
     def learn(self, handle: bytes, name: str) -> None:
         """Remember which file a handle stands for."""
         self._names[handle] = name
@@ -174,6 +221,8 @@ class _Pair:
         try:
             while record := _receive(self._client):
                 call = _parse_call(record)
+                if call:
+                    self._gate.wait_while_held(call)
                 status = self._gate.refusal(call) if call else None
                 if call and status is not None:
                     self._answer(_reply(call, status))

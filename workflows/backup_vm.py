@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -85,6 +85,8 @@ class BackupVm:
         plan = snapshot_plan(self._input)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
+        session: BackupSession | None = None
+        ending: FailureError | asyncio.CancelledError | None = None
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
@@ -92,17 +94,21 @@ class BackupVm:
             self._stop_if_cancelled()
             session, sealed = await self._read_and_seal(snapshot)
             self._stop_if_cancelled()
-        except BaseException:
+        except (FailureError, asyncio.CancelledError) as error:
+            # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
+            # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
-            raise
-        finally:
-            # Step 13
-            with self._story.step(13, "removing the snapshot"):
-                removal = await uninterrupted(
-                    remove_snapshot(self._input, self._vm, plan, snapshot, inspection)
-                )
-            self._story.removed(removal)
+            ending = error
+        # Step 13
+        with self._story.step(13, "removing the snapshot"):
+            removal = await uninterrupted(remove_snapshot(self._input, self._vm, plan, snapshot, inspection))
+        self._story.removed(removal)
+        if ending is not None:
+            raise ending
         self._stop_if_cancelled()
+        assert snapshot is not None
+        assert session is not None
+        assert sealed is not None
         await self._index(snapshot, session, sealed, removal)
 
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:

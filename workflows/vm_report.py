@@ -12,6 +12,7 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     ChildWorkflowError,
+    FailureError,
     TimeoutType,
     is_cancelled_exception,
 )
@@ -75,9 +76,15 @@ class VmStory:
         before = workflow.time()
         try:
             yield
-        finally:
-            key = str(number)
-            self._seconds[key] = round(self._seconds.get(key, 0.0) + workflow.time() - before, 3)
+        except (FailureError, asyncio.CancelledError):
+            # Not `finally`: see BackupVm; nothing of a dropped run may ask for the workflow's time.
+            self._add_seconds(number, before)
+            raise
+        self._add_seconds(number, before)
+
+    def _add_seconds(self, number: int, before: float) -> None:
+        key = str(number)
+        self._seconds[key] = round(self._seconds.get(key, 0.0) + workflow.time() - before, 3)
 
     def stopped(self) -> None:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""

@@ -7,6 +7,7 @@ repository, and gives the same row. SQLite by default, PostgreSQL by the same co
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from safehaul.catalog.tables import (
 from safehaul.errors import BusyError, ConfigError
 
 BUSY_TIMEOUT_S = 30.0
-OPEN_TRIES = 3
+OPEN_TRIES = 30
 
 
 class Catalog:
@@ -61,7 +62,8 @@ class Catalog:
                         session.add(SchemaVersion(version=SCHEMA_VERSION))
             except DBAPIError as error:
                 # Workers that start together all find an empty database: the later ones look again.
-                if attempt + 1 < OPEN_TRIES:
+                if attempt + 1 < OPEN_TRIES and _is_race(str(error.orig)):
+                    time.sleep(0.05)
                     continue
                 raise ConfigError(
                     f"the catalogue {self._shown_url} cannot be opened: {error.orig}; see [catalog] url"
@@ -182,6 +184,11 @@ class _Writing:
             raise BusyError(f"the catalogue {self._url} cannot be written now: {problem.orig}") from None
         finally:
             self._session.close()
+
+
+def _is_race(message: str) -> bool:
+    """True for what another process's making of the same tables causes, in SQLite's and PostgreSQL's words."""
+    return any(word in message.casefold() for word in ("already exists", "unique", "locked"))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -84,7 +86,13 @@ def demo(
 
 def main() -> None:
     """Entry point: run the command, turn what it raises into one line on stderr and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: the SDK's native threads may still end while the interpreter is taken down, which aborted a
+    # command that had done its work. Everything of ours is closed by now.
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

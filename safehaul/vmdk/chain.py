@@ -171,7 +171,12 @@ class DiskChain:
         return found
 
     def verify(self) -> DiskVerification:
-        """What was found when the chain was opened; an open chain has passed every check."""
+        """Read a sector of every file, and tell what was found: an open chain has passed every other check.
+
+        Raises what reading raises, e.g. PermissionRefusedError when the filer gives names but no bytes.
+        """
+        for layer in self._layers:
+            layer.probe()
         warnings = [
             f"redo log {layer.path!r} is marked as not cleanly closed"
             for layer in self._layers

@@ -104,6 +104,16 @@ class Layer:
             if mine:
                 extent.read(mine, buffer, origin - position)
 
+    def probe(self) -> None:
+        """Read one sector of every flat extent: opening one needs no READ, which is what a filer refuses.
+
+        A redo log has been read when it was opened. Raises what reading raises.
+        """
+        buffer = memoryview(bytearray(SECTOR_BYTES))
+        for _, extent in self._extents:
+            if isinstance(extent, FlatExtent) and extent.length_bytes:
+                extent.read(extent.pieces(0, SECTOR_BYTES), buffer, 0)
+
     def allocated_ranges(self) -> list[Interval] | None:
         """What a redo log stores, merged, in bytes of the disk; None for a flat layer, which stores all."""
         if self.opaque:

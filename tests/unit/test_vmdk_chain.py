@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from safehaul.errors import IntegrityError, InvalidInputError, NotFoundError, UnsupportedError, VmMovedError
+from safehaul.errors import (
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    PermissionRefusedError,
+    UnsupportedError,
+    VmMovedError,
+)
 from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import DatastoreFiles
 from safehaul.nas.mounted import MountedExport
+from safehaul.nas.mounted_file import MountedFile
 from safehaul.vmdk.chain import MAX_LAYERS, DiskChain
 from tests.vmdk_images import SECTOR, delta_disk, descriptor, flat_disk
 
@@ -50,6 +58,23 @@ def test_a_chain_reports_what_it_found(files: DatastoreFiles) -> None:
         for offset in (-1, len(BASE) - SECTOR):
             with pytest.raises(ValueError, match="not within the disk"):
                 chain.read_into(offset, buffer)
+
+
+def test_verifying_reads_every_file_since_opening_one_proves_nothing(
+    files: DatastoreFiles, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A squashed root may look up and open a flat file, and is refused at its first READ only."""
+    read = MountedFile.read_into
+
+    def refuse(file: MountedFile, offset_bytes: int, buffer: bytearray | memoryview) -> int:
+        if len(buffer) == SECTOR and file.size_bytes == len(BASE):
+            raise PermissionRefusedError("d-flat.vmdk: permission denied")
+        return read(file, offset_bytes, buffer)
+
+    with DiskChain(files, "[ds] d-1.vmdk", ["[ds] d.vmdk"]) as chain:
+        monkeypatch.setattr(MountedFile, "read_into", refuse)
+        with pytest.raises(PermissionRefusedError, match="d-flat"):
+            chain.verify()
 
 
 def test_identities_tell_what_changed(files: DatastoreFiles, root: Path) -> None:

@@ -25,6 +25,7 @@ from safehaul.messages.steps import (
     StoreFilesInput,
     TransferInput,
     TransferResult,
+    VmRef,
 )
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory, vms
@@ -67,15 +68,16 @@ class Transfers:
         """Step 11: reads one of the snapshot's disks over NFS and writes it to the MediaAgent's repository.
 
         Keyed by session and disk: a second run, here or on another node, goes on from what the repository has
-        recorded as durable, under the same snapshot. Heartbeats with the bytes done. Errors: the VM moved, the
-        snapshot is held too long or the datastore gets too full (both remove the snapshot), an unreadable file.
+        recorded as durable, under the same snapshot. Heartbeats with the bytes done. Errors: the VM moved (a stale
+        handle is tried again, a disk that vCenter now has elsewhere is not), the snapshot is held too long or the
+        datastore gets too full (both remove the snapshot), an unreadable file.
         """
         disk = arg.transport.disk
         repository = self._peers.repository(arg.vm.media_agent)
         session = sessions.find_session(repository, arg.session.session_id)
         started = time.monotonic()
         volumes = volumes_of(self._peers, arg.vm.vcenter)
-        self._check_snapshot(arg)
+        self._must_stand(arg.vm, arg.snapshot.moref, [disk])
         watch = _Watch(self._peers, arg)
         try:
             with (
@@ -115,7 +117,7 @@ class Transfers:
         run looks again. Heartbeats with each disk. Errors: a file changed, or the snapshot is gone: the VM was
         moved or reverted while it was read.
         """
-        self._snapshot_must_stand(arg.vm.vcenter, arg.vm.moref, arg.vm.name, arg.snapshot.moref)
+        self._must_stand(arg.vm, arg.snapshot.moref, [item.disk for item in arg.disks])
         volumes = volumes_of(self._peers, arg.vm.vcenter)
         identities = {}
         for item in arg.disks:
@@ -126,16 +128,25 @@ class Transfers:
             identities[str(item.disk.key)] = now
         return ReadingDone(disk_identities=identities, snapshot_moref=arg.snapshot.moref)
 
-    def _check_snapshot(self, arg: TransferInput) -> None:
-        self._snapshot_must_stand(arg.vm.vcenter, arg.vm.moref, arg.vm.name, arg.snapshot.moref)
-
-    def _snapshot_must_stand(self, vcenter: str, vm_moref: str, name: str, moref: str) -> None:
-        state = vms.vm_state(self._peers.vcenter(vcenter), vm_moref)
-        if all(node.moref != moref for node in state.snapshots):
-            raise VmMovedError(
-                f"snapshot {moref} of VM {name!r} is gone although we had not removed it: somebody else removed or "
-                "reverted it; the VM is backed up again by the next job"
+    def _must_stand(self, vm: VmRef, snapshot_moref: str, disks: list[VmDisk]) -> None:
+        """The snapshot is there, and its disks are where step 8 found them; both never come back by waiting."""
+        state = vms.vm_state(self._peers.vcenter(vm.vcenter), vm.moref)
+        if all(node.moref != snapshot_moref for node in state.snapshots):
+            raise NotFoundError(
+                f"snapshot {snapshot_moref} of VM {vm.name!r} is gone although we had not removed it: somebody else "
+                "removed or reverted it; the VM is backed up again by the next job"
             )
+        frozen = {
+            item.key: item for item in vms.snapshot_disks(self._peers.vcenter(vm.vcenter), snapshot_moref)
+        }
+        for disk in disks:
+            found = frozen.get(disk.key)
+            where = [found.path, *found.parent_paths] if found else ["nowhere"]
+            if where != [disk.path, *disk.parent_paths]:
+                raise NotFoundError(
+                    f"{disk.label} of VM {vm.name!r} was moved from {disk.path!a} to {where[0]!a} while it was "
+                    "backed up (Storage vMotion): keep the VM in place, or back it up again by the next job"
+                )
 
     def _previous(self, arg: TransferInput, disk: VmDisk) -> DiskMap | None:
         """The same disk's map in the VM's last backup: tells what has not changed."""

@@ -68,7 +68,7 @@ class NfsGate:
         self.port = 0
         self._rules: tuple[Rule, ...] = ()
         self._hold: _Hold | None = None
-        self._held = 0
+        self._held: list[str] = []
         self._holding = threading.Condition()
         self._names: dict[bytes, str] = {}
         """File name by handle, learnt from LOOKUPs."""
@@ -97,10 +97,10 @@ class NfsGate:
             self._holding.notify_all()
 
     @property
-    def held(self) -> int:
-        """How many connections wait for `release` now."""
+    def held(self) -> set[str]:
+        """Names of the files whose READs wait for `release` now."""
         with self._holding:
-            return self._held
+            return set(self._held)
 
     def cut(self) -> None:
         """Drop every connection; clients may come again."""
@@ -193,9 +193,9 @@ class NfsGate:
         if not self._concerns(name, offset_bytes):
             return
         with self._holding:
-            self._held += 1
+            self._held.append(name)
             self._holding.wait_for(lambda: not self._concerns(name, offset_bytes))
-            self._held -= 1
+            self._held.remove(name)
 
     def _concerns(self, name: str, offset_bytes: int) -> bool:
         hold = self._hold

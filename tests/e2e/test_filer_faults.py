@@ -63,7 +63,7 @@ def _run_held(lab: DataCentre, job: str, meanwhile: Callable[[], object]) -> dic
     """Run a job; in the middle of the transfer of VM `two`, do something to it."""
     lab.gate.hold("two*-flat.vmdk", MIDDLE)
     start_job(lab, job)
-    _until(lambda: lab.gate.held > 0)
+    _until(lambda: bool(lab.gate.held))
     meanwhile()
     lab.gate.release()
     wait_end(lab, job)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from activities.beat import beat
@@ -79,22 +81,16 @@ class Transfers:
         volumes = volumes_of(self._peers, arg.vm.vcenter)
         self._must_stand(arg.vm, arg.snapshot.moref, [disk])
         watch = _Watch(self._peers, arg)
-        try:
-            with (
-                open_disk(self._peers, volumes, disk) as source,
-                DiskWriter(
-                    session, disk.key, disk.capacity_bytes, previous=self._previous(arg, disk)
-                ) as writer,
-            ):
-                check_same(disk.label, arg.transport.identity, identity_of(source.chain))
-                _copy(source.chain, writer, watch)
-                summary = writer.finish()
-                check_same(disk.label, arg.transport.identity, identity_of(source.chain))
-                read_now = source.bytes_read
-        except NotFoundError as error:
-            raise VmMovedError(
-                f"{disk.label} of VM {arg.vm.name!r} is no longer where it was: {error}"
-            ) from error
+        with (
+            _vanished_is_moved(arg.vm, disk),
+            open_disk(self._peers, volumes, disk) as source,
+            DiskWriter(session, disk.key, disk.capacity_bytes, previous=self._previous(arg, disk)) as writer,
+        ):
+            check_same(disk.label, arg.transport.identity, identity_of(source.chain))
+            _copy(source.chain, writer, watch)
+            summary = writer.finish()
+            check_same(disk.label, arg.transport.identity, identity_of(source.chain))
+            read_now = source.bytes_read
         stats = summary.stats
         return TransferResult(
             disk_key=disk.key,
@@ -122,7 +118,7 @@ class Transfers:
         identities = {}
         for item in arg.disks:
             beat(item.disk.label)
-            with open_disk(self._peers, volumes, item.disk) as source:
+            with _vanished_is_moved(arg.vm, item.disk), open_disk(self._peers, volumes, item.disk) as source:
                 now = identity_of(source.chain)
             check_same(item.disk.label, item.identity, now)
             identities[str(item.disk.key)] = now
@@ -189,6 +185,15 @@ class _Watch:
                     f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
                     f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
                 )
+
+
+@contextmanager
+def _vanished_is_moved(vm: VmRef, disk: VmDisk) -> Iterator[None]:
+    """A file that was there at step 8: the next try asks vCenter where it is now, and says so."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise VmMovedError(f"{disk.label} of VM {vm.name!r} is no longer where it was: {error}") from error
 
 
 def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:

@@ -86,9 +86,10 @@ class NfsGate:
         self._rules = ()
 
     def hold(self, names: str, from_offset_bytes: int) -> None:
-        """Let READs of files whose name fits `names` wait, from that offset on, until `release`."""
+        """From now on READs of files whose name fits `names` wait, from that offset on, until `release`; no others."""
         with self._holding:
             self._hold = _Hold(names, from_offset_bytes)
+            self._holding.notify_all()
 
     def release(self) -> None:
         """Let the READs that wait go on."""

@@ -175,6 +175,7 @@ def test_cancel_vm_ends_that_vm_alone(lab: DataCentre) -> None:
     assert witness.problems() == []
 
 
+@pytest.mark.slow
 def test_a_terminated_vm_workflow_is_failed_and_its_snapshot_goes(lab: DataCentre) -> None:
     witness = Witness(lab.hosts, lab.state / "datastores")
     lab.hosts.clear_faults()

@@ -33,7 +33,8 @@ def test_a_flipped_byte_is_found_and_named(lab: DataCentre) -> None:
     assert {item["object_name"].rsplit("/", 1)[-1] for item in verified["damage"]} >= {
         pack.name for pack in packs
     }
-    assert {item["vm_name"] for item in verified["touched"]} == {"one", "two"}
+    touched = {(item["vm_name"], item["backup_id"]) for item in verified["touched"]}
+    assert touched == {(vm["name"], vm["backup_id"]) for vm in report["vms"]}
 
     for vm in report["vms"]:
         _restore_must_fail(lab, vm)

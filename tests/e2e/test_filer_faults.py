@@ -107,6 +107,26 @@ def test_a_vm_that_moves_while_it_is_read_fails_with_the_reason_and_the_next_job
     _move(lab, "nfs-gold")
 
 
+def test_a_vm_that_moves_after_its_transfer_is_seen_at_step_12(lab: DataCentre) -> None:
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    lab.gate.hold("two-flat.vmdk", MIDDLE)
+    start_job(lab, "moved-late")
+    _until(lambda: bool(lab.gate.held))
+    # Step 11 has read the descriptor already; the next to do so is step 12.
+    lab.gate.hold("two.vmdk", 0)
+    _until(lambda: lab.gate.held == {"two.vmdk"})
+    _move(lab, "nfs-lead")
+    lab.gate.release()
+    wait_end(lab, "moved-late")
+    vm = vm_of(report_of(lab, "moved-late"), "two")
+    assert vm["status"] == "Failed"
+    assert vm["backup_id"] == ""
+    for part in ("step 12", "Storage vMotion"):
+        assert part in vm["reason"]
+    assert witness.problems() == []
+    _move(lab, "nfs-gold")
+
+
 def test_a_vm_that_moves_before_step_8_is_read_where_it_is_now(lab: DataCentre) -> None:
     witness = Witness(lab.hosts, lab.state / "datastores")
     lab.hosts.add_fault(

@@ -10,11 +10,15 @@ from typing import TypeVar
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from activities.beat import pulse
 from safehaul.errors import IntegrityError, PermanentError, SafehaulError
 
 SelfT = TypeVar("SelfT")
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
+
+# A failure's message is kept in every history that it passes through.
+MAX_MESSAGE_CHARS = 4000
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def translated() -> Iterator[None]:
         yield
     except SafehaulError as error:
         raise ApplicationError(
-            str(error),
+            str(error)[:MAX_MESSAGE_CHARS],
             type=type(error).__name__,
             non_retryable=isinstance(error, PermanentError | IntegrityError),
         ) from error
@@ -44,7 +48,7 @@ def step(
     def declare(method: Callable[[SelfT, InputT], ResultT]) -> Callable[[SelfT, InputT], ResultT]:
         @functools.wraps(method)
         def run(self: SelfT, arg: InputT) -> ResultT:
-            with translated():
+            with pulse(), translated():
                 return method(self, arg)
 
         return activity.defn(name=name, no_thread_cancel_exception=True)(run)

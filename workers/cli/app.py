@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
-from temporalio.service import RPCError, RPCStatusCode
 
-from safehaul.errors import ConfigError, InvalidInputError, SafehaulError, TransientError
-from workers.cli import backups, catalog, configuration, job, repo, restore, worker
-from workers.cli.output import Output, plain
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTIAL, EXIT_CANCELLED, EXIT_NO_ANSWER = 0, 1, 2, 3, 4, 5
+from safehaul.errors import ConfigError
+from workers.cli import backups, catalog, configuration, exits, job, repo, restore, worker
+from workers.cli.output import Json, Output, plain, show_json
 
 HELP = """Back up VMware VMs on NFS datastores straight from the filer.
 
 Jobs are Temporal workflows: start one here or with the plain `temporal` command, watch it here or in the web UI.
 
 Exit codes: 0 done; 1 failed (a job Failed, damage was found, …); 2 wrong usage or configuration; 3 a job ended
-Partial; 4 a job was Cancelled; 5 a peer (Temporal, vCenter, filer, repository) does not answer.
+Partial; 4 a job was Cancelled; 5 a peer (Temporal, CommServe, vCenter, filer, repository) does not answer; 130
+interrupted by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -60,11 +57,14 @@ def options(
 
 
 @app.command()
-def version() -> None:
+def version(*, as_json: Json = False) -> None:
     """Print the version. Example: `safehaul version`."""
     from importlib.metadata import version as of  # noqa: PLC0415 - only this command needs it
 
-    typer.echo(of("safehaul"))
+    if as_json:
+        show_json({"version": of("safehaul")})
+    else:
+        typer.echo(of("safehaul"))
 
 
 @app.command()
@@ -100,36 +100,11 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="safehaul")
     except SystemExit as ended:
-        # Typer has told what was wrong with the usage; the code is 2 then.
-        return ended.code if isinstance(ended.code, int) else EXIT_OK
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_FAILED)
-    except (SafehaulError, RPCError, WorkflowFailureError, WorkflowUpdateFailedError) as error:
+        # Typer has told what was wrong with the usage (2), or that it was interrupted (130).
+        return ended.code if isinstance(ended.code, int) else exits.OK
+    except Exception as error:  # noqa: BLE001 - the last place: whatever it is becomes a message and an exit code
         if "--debug" in arguments:
             traceback.print_exc()
-        return _fail(_message(error), _code(error))
-    return EXIT_OK
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"safehaul: {plain(message)}\n")
-    return code
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, RPCError):
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return f"Temporal knows no such workflow: {error.message}"
-        return f"Temporal refuses: {error.message}"
-    if isinstance(error, WorkflowFailureError | WorkflowUpdateFailedError):
-        return str(error.cause)
-    return str(error)
-
-
-def _code(error: Exception) -> int:
-    if isinstance(error, TransientError):
-        return EXIT_NO_ANSWER
-    if isinstance(error, RPCError):
-        known = {RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS, RPCStatusCode.INVALID_ARGUMENT}
-        return EXIT_USAGE if error.status in known else EXIT_NO_ANSWER
-    return EXIT_USAGE if isinstance(error, ConfigError | InvalidInputError) else EXIT_FAILED
+        sys.stderr.write(f"safehaul: {plain(exits.message_of(error))}\n")
+        return exits.code_of(error)
+    return exits.OK

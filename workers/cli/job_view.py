@@ -1,18 +1,20 @@
-"""How a job looks on a terminal: live while it runs, a report when it has ended."""
+"""How a running job looks: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
 from rich.live import Live
 from rich.table import Table
 
-from safehaul.messages.job import JobProgress, JobReport
-from safehaul.messages.vm import VmReport
-from workers.cli.output import console, safe, say, size, table
+from safehaul.messages.job import JobProgress
+from workers.cli.output import console, safe, say, size
+
+MAX_ROWS = 40
 
 
 class LiveView:
@@ -21,7 +23,7 @@ class LiveView:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._live = Live(console=console(), transient=True) if sys.stdout.isatty() and not quiet else None
-        self._rate = _Rate()
+        self._rate = Rate()
         self._last = ""
 
     def __enter__(self) -> Self:
@@ -41,96 +43,89 @@ class LiveView:
             return
         rate = self._rate.update(progress)
         if self._live is not None:
-            self._live.update(_running_table(progress, rate))
+            self._live.update(running_table(progress, rate))
+        else:
+            self._line(progress_text(progress))
+
+    def note(self, text: str) -> None:
+        """Say why there is nothing new; foreign text is made harmless here."""
+        if self._quiet:
             return
-        text = progress_text(progress)
+        if self._live is not None:
+            self._live.update(safe(text))
+        else:
+            self._line(safe(text))
+
+    def _line(self, text: str) -> None:
         if text != self._last:
             say(text)
             self._last = text
 
 
-class _Rate:
-    """Bytes a second over finished VMs, and the time that the waiting ones will take at that rate."""
+class Rate:
+    """Bytes a second, and the time that is left at the pace so far. Both count finished VMs only."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._first: int | None = None
+        self._first: tuple[int, int] | None = None
 
     def update(self, progress: JobProgress) -> str:
-        done = progress.totals.bytes_read
+        """Rate and time left since the first update; empty while no VM has finished since."""
+        totals = progress.totals
         if self._first is None:
-            self._first = done
+            self._first = totals.bytes_read, totals.vms
         seconds = time.monotonic() - self._begun
-        gained = done - self._first
-        if seconds < 1 or gained <= 0:
+        gained, finished = totals.bytes_read - self._first[0], totals.vms - self._first[1]
+        if seconds < 1 or finished <= 0:
             return ""
         text = f"{size(gained / seconds)}/s"
-        finished, left = progress.totals.vms, progress.waiting + len(progress.running)
-        if finished and left:
-            text += f", about {left * seconds / finished:,.0f} s left"
+        left = progress.waiting + len(progress.running)
+        if left:
+            text += f", about {_duration(left * seconds / finished)} left"
         return text
 
 
 def progress_text(progress: JobProgress) -> str:
     """One line: where the job stands."""
     totals = progress.totals
+    ends = [f"{totals.completed} completed", f"{totals.partial} partial", f"{totals.failed} failed"]
+    if totals.cancelled:
+        ends.append(f"{totals.cancelled} cancelled")
     parts = [
-        f"{safe(progress.vm_group)}: {progress.status}, {progress.stage}",
+        f"{safe(progress.vm_group)}: {progress.status}, {safe(progress.stage)}",
+        f"coordinator {safe(progress.coordinator) or 'not chosen'}",
         f"{len(progress.running)} running, {progress.waiting} waiting",
-        f"{totals.completed} completed, {totals.partial} partial, {totals.failed} failed",
+        ", ".join(ends),
         f"{size(totals.bytes_read)} read, {size(totals.bytes_stored)} stored",
     ]
     return " | ".join(parts)
 
 
-def show_report(report: JobReport) -> None:
-    """The report of a job that has ended."""
-    reason = f": {report.reason}" if report.reason else ""
-    say(f"job {safe(report.workflow_id)} [bold]{report.status}[/bold]{safe(reason)}")
-    totals = report.totals
-    rows = [_row(vm) for vm in report.vms]
-    columns = ["VM", "status", "node", "on disk>", "read>", "stored>", "seconds>", "backup", "remarks"]
-    if rows:
-        table(columns, rows)
-    if totals.vms > len(report.vms):
-        say(f"… and {totals.vms - len(report.vms)} more VMs, all without trouble")
-    say(
-        f"{totals.vms} VMs: {totals.completed} completed, {totals.partial} partial, {totals.failed} failed, "
-        f"{totals.cancelled} cancelled; {size(totals.bytes_capacity)} on disk, {size(totals.bytes_read)} read, "
-        f"{size(totals.bytes_stored)} stored; {(report.ended_at - report.started_at).total_seconds():,.1f} s, "
-        f"coordinator {safe(report.coordinator) or 'none'}"
-    )
-    for item in report.left_out:
-        say(f"left out: {safe(item)}")
-    for note in report.noteworthy:
-        say(f"note: {safe(note.name)}: {safe(note.reason)}")
-
-
-def _row(vm: VmReport) -> tuple[object, ...]:
-    skipped = [f"{disk.label}: {disk.reason}" for disk in vm.disks if disk.transport != "nas"]
-    remarks = "; ".join([vm.reason] if vm.reason else skipped)
-    if vm.warnings:
-        remarks += f" ({len(vm.warnings)} warnings: {vm.warnings[0]})"
-    return (
-        vm.name,
-        vm.status,
-        vm.node,
-        size(vm.bytes_capacity),
-        size(vm.bytes_read),
-        size(vm.bytes_stored),
-        f"{sum(vm.step_seconds.values()):,.1f}",
-        vm.backup_id,
-        remarks,
-    )
-
-
-def _running_table(progress: JobProgress, rate: str) -> Table:
-    made = Table(title=f"{progress_text(progress)} {rate}", title_justify="left", header_style="bold")
-    for name in ("running VM", "node", "for"):
-        made.add_column(name)
-    for vm in sorted(progress.running, key=lambda item: (item.node, item.started_at))[:40]:
-        seconds = time.time() - vm.started_at.timestamp()
-        made.add_row(safe(vm.name), safe(vm.node), f"{seconds:,.0f} s")
+def running_table(progress: JobProgress, rate: str) -> Table:
+    """What runs where, and what ended last."""
+    title = [f"{progress_text(progress)}{f' | {rate}' if rate else ''}"]
+    nodes = Counter(vm.node for vm in progress.running)
+    if nodes:
+        title.append(", ".join(f"{safe(node)}: {count} running" for node, count in sorted(nodes.items())))
+    title += [f"left out: {safe(item)}" for item in progress.left_out]
+    title += [f"rejected: {safe(item)}" for item in progress.rejected_signals]
+    made = Table(title="\n".join(title), title_justify="left", header_style="bold")
+    for name in ("VM", "node", "state"):
+        made.add_column(name, overflow="fold")
+    running = sorted(progress.running, key=lambda item: (item.node, item.started_at))
+    for vm in running[:MAX_ROWS]:
+        seconds = max(0.0, time.time() - vm.started_at.timestamp())
+        made.add_row(safe(vm.name), safe(vm.node), f"running for {_duration(seconds)}")
+    if len(running) > MAX_ROWS:
+        made.add_row(f"… and {len(running) - MAX_ROWS} more", "", "")
     for report in progress.recent:
-        made.add_row(safe(report.name), safe(report.node), f"{report.status} {safe(report.reason)[:80]}")
+        made.add_row(safe(report.name), safe(report.node), f"{report.status} {safe(report.reason[:80])}")
     return made
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -19,6 +19,8 @@ from safehaul.config.loader import find_config, load
 from safehaul.config.settings import Settings
 
 ResultT = TypeVar("ResultT")
+PIPE_WIDTH = 1000
+"""Columns of a table that goes to a pipe or file, so that no id is broken."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, and nothing else.")]
 
 
@@ -42,13 +44,14 @@ def of(context: typer.Context) -> Output:
 
 
 def console() -> Console:
-    """Where people read: stdout."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where people read: stdout. Elsewhere than on a terminal, lines are as long as they need to be."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, width=width)
 
 
 def show_json(value: Any) -> None:
-    """Print one JSON value for a script."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON value for a script. ASCII only: foreign text can neither steer a terminal nor fail to encode."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=True, default=str) + "\n")
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str = "") -> None:
@@ -62,13 +65,13 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: st
 
 
 def say(text: str) -> None:
-    """Print a line; foreign text in it must have gone through `safe`."""
-    console().print(text)
+    """Print a line, never broken, so that an id can be copied; foreign text in it must have gone through `safe`."""
+    console().print(text, soft_wrap=True)
 
 
 def safe(text: str) -> str:
-    """Foreign text (a VM's name, a path) without control characters and without markup."""
-    return escape(plain(text))
+    """Foreign text (a VM's name, a path) in one line, without control characters and without markup."""
+    return escape(plain(text).replace("\n", "\\n"))
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,117 @@
+"""How a job that has ended looks: its VMs, their disks and steps, the totals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from safehaul.errors import InvalidInputError
+from safehaul.messages.job import JobReport
+from safehaul.messages.vm import VmReport
+from workers.cli.job_calls import Standing
+from workers.cli.job_view import progress_text
+from workers.cli.output import safe, say, size, table
+
+DETAILED_VMS = 20
+"""Up to so many VMs the report shows each disk and step; a larger job's VMs one at a time, by `--vm`."""
+
+
+def only(found: Standing, report: JobReport, vm: str) -> Standing:
+    """The same, with one VM's report only. Raises InvalidInputError."""
+    chosen = [item for item in report.vms if vm in (item.name, item.vc_guid)]
+    if not chosen:
+        raise InvalidInputError(
+            f"the report of job {report.workflow_id} lists no VM {vm!r} (it lists {len(report.vms)} of "
+            f"{report.totals.vms}, those with trouble first; `safehaul backups list --vm` finds the others' backups)"
+        )
+    return replace(found, report=report.model_copy(update={"vms": chosen}))
+
+
+def show_unreported(found: Standing) -> None:
+    """A job that runs, or that ended without a report."""
+    if found.progress is not None:
+        say(progress_text(found.progress))
+    if found.runs:
+        return
+    say(f"job {safe(found.workflow_id)} ended as {found.status}: such an end carries no report")
+    if found.status not in {"CANCELED", "CONTINUED_AS_NEW"}:
+        say("Temporal runs no clean-up then: look at its VMs for snapshots that it has left")
+
+
+def show_report(report: JobReport) -> None:
+    """The report of a job that has ended."""
+    reason = f": {report.reason}" if report.reason else ""
+    say(f"job {safe(report.workflow_id)} [bold]{report.status}[/bold]{safe(reason)}")
+    columns = ["VM", "status", "node", "transport", "on disk>", "read>", "stored>", "seconds>", "remarks"]
+    if report.vms:
+        table(columns, [_row(vm) for vm in report.vms])
+    if len(report.vms) <= DETAILED_VMS:
+        _show_details(report.vms)
+    else:
+        say(f"a VM's disks, steps and backup: safehaul job show {safe(report.workflow_id)} --vm NAME")
+    _show_totals(report)
+
+
+def _show_totals(report: JobReport) -> None:
+    totals = report.totals
+    if totals.vms > len(report.vms):
+        say(f"{len(report.vms)} of {totals.vms} VMs are shown; those with trouble come first")
+    say(
+        f"{totals.vms} VMs: {totals.completed} completed, {totals.partial} partial, {totals.failed} failed, "
+        f"{totals.cancelled} cancelled; {size(totals.bytes_capacity)} on disk, {size(totals.bytes_read)} read, "
+        f"{size(totals.bytes_stored)} stored; {(report.ended_at - report.started_at).total_seconds():,.1f} s, "
+        f"coordinator {safe(report.coordinator) or 'none'}"
+    )
+    for item in report.left_out:
+        say(f"left out: {safe(item)}")
+    for note in report.noteworthy:
+        say(f"note: {safe(note.name)}: {safe(note.reason)}")
+
+
+def _row(vm: VmReport) -> tuple[object, ...]:
+    transports = sorted({disk.transport for disk in vm.disks})
+    skipped = [f"{disk.label}: {disk.reason}" for disk in vm.disks if disk.transport != "nas"]
+    remarks = [vm.reason] if vm.reason else skipped
+    if vm.warnings:
+        remarks = [*remarks, f"{len(vm.warnings)} warnings"]
+    if vm.snapshot_pending:
+        remarks = [*remarks, "its snapshot is still being removed"]
+    return (
+        vm.name,
+        vm.status,
+        vm.node,
+        ", ".join(transports),
+        size(vm.bytes_capacity),
+        size(vm.bytes_read),
+        size(vm.bytes_stored),
+        f"{sum(vm.step_seconds.values()):,.1f}",
+        "; ".join(remarks),
+    )
+
+
+def _show_details(vms: list[VmReport]) -> None:
+    disks = [
+        (
+            vm.name,
+            f"{disk.key} ({disk.label})",
+            disk.transport,
+            disk.format,
+            size(disk.bytes_capacity),
+            size(disk.bytes_read),
+            size(disk.bytes_stored),
+            f"{disk.seconds:,.1f}",
+            disk.reason,
+        )
+        for vm in vms
+        for disk in vm.disks
+    ]
+    if disks:
+        columns = ["VM", "disk", "transport", "format", "on disk>", "read>", "stored>", "seconds>", "remark"]
+        table(columns, disks)
+    for vm in vms:
+        steps = ", ".join(f"{name} {seconds:,.1f}" for name, seconds in vm.step_seconds.items())
+        if steps:
+            say(f"{safe(vm.name)}: seconds: {safe(steps)}")
+        for warning in vm.warnings:
+            say(f"{safe(vm.name)}: warning: {safe(warning)}")
+        if vm.backup_id:
+            say(f"{safe(vm.name)}: backup {safe(f'{vm.vc_guid}/{vm.backup_id}')}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from safehaul.catalog.catalog import Catalog
-from safehaul.media.manifest import BackupRef, read_index, read_manifest
+from safehaul.media.manifest import BackupIndex, BackupRef, Manifest, read_index, read_manifest
 from workers.cli.identifiers import parse_backup
 from workers.cli.output import Json, of, safe, say, show_json, size, table
 from workers.cli.repo import Agent, open_repository
@@ -74,6 +74,10 @@ def show(
             }
         )
         return
+    _show(backup, manifest, index)
+
+
+def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
     say(f"[bold]{safe(manifest.vm_name)}[/bold] {safe(backup)}")
     say(
         f"status {index.status if index else 'Unindexed: step 14 was not reached'}, job {safe(manifest.job_id)}"
@@ -91,7 +95,7 @@ def show(
         say(
             f"snapshot removed: from {safe(str(removal.get('started_at', '?')))} to "
             f"{safe(str(removal.get('finished_at', '?')))}, consolidation needed afterwards: "
-            f"{removal.get('consolidation_needed_after')}"
+            f"{safe(str(removal.get('consolidation_needed_after', '?')))}"
         )
     for warning in [*manifest.warnings, *(index.warnings if index else [])]:
         say(f"warning: {safe(warning)}")

@@ -88,7 +88,7 @@ def _code_of_failure(cause: BaseException) -> int:
 
 def _message_of_failure(cause: BaseException) -> str:
     if isinstance(cause, CancelledError):
-        return "it was cancelled"
+        return "the workflow was cancelled"
     if isinstance(cause, TerminatedError):
-        return "it was terminated, which runs no clean-up: look at what it was making"
+        return "the workflow was terminated, which runs no clean-up: look at what it was making"
     return cause.message if isinstance(cause, ApplicationError) else str(cause)

@@ -20,12 +20,16 @@ Agent = Annotated[str | None, typer.Option("--media-agent", help="Its name; defa
 
 
 @app.command()
-def init(context: typer.Context, media_agent: Agent = None) -> None:
+def init(context: typer.Context, media_agent: Agent = None, *, as_json: Json = False) -> None:
     """Make the repository of a MediaAgent. Example: `safehaul repo init --media-agent vault`."""
     agent = choose(of(context).settings(), media_agent)
     repository = Repository.init(open_store(agent.repository), pack_size_bytes=agent.pack_size_bytes)
-    say(f"made the repository of MediaAgent {agent.name} at {safe(repository.store.url)}")
     repository.close()
+    if as_json:
+        made = {"repository_id": repository.config.repository_id, "url": repository.store.url}
+        show_json({"media_agent": agent.name, **made})
+    else:
+        say(f"made the repository of MediaAgent {safe(agent.name)} at {safe(repository.store.url)}")
 
 
 @app.command()
@@ -77,6 +81,8 @@ def _show(report: VerifyReport) -> None:
         ["damaged object", "chunk", "problem"],
         [(i.object_name, i.chunk_id[:16], i.problem) for i in report.damage],
     )
+    if report.damage_omitted:
+        say(f"… and {report.damage_omitted} more damages")
     rows = [
         (
             i.vm_name,
@@ -89,6 +95,8 @@ def _show(report: VerifyReport) -> None:
         for i in report.touched
     ]
     table(["VM", "backup", "part", "offset>", "bytes>", "state"], rows, title="what it touches")
+    if report.touched_omitted:
+        say(f"… and {report.touched_omitted} more places")
 
 
 def choose(settings: Settings, name: str | None) -> MediaAgent:
@@ -96,11 +104,11 @@ def choose(settings: Settings, name: str | None) -> MediaAgent:
     if name is not None:
         return settings.media_agent(name)
     if len(settings.media_agents) != 1:
-        names = ", ".join(agent.name for agent in settings.media_agents)
-        raise InvalidInputError(f"there are several MediaAgents, name one with --media-agent: {names}")
+        names = ", ".join(agent.name for agent in settings.media_agents) or "none"
+        raise InvalidInputError(f"there is not exactly one MediaAgent, name one with --media-agent: {names}")
     return settings.media_agents[0]
 
 
 def open_repository(settings: Settings, name: str | None) -> Repository:
-    """The repository of a MediaAgent."""
-    return Repository.open(open_store(choose(settings, name).repository))
+    """The repository of a MediaAgent, for reading only: nothing of it has to be understood for writing."""
+    return Repository.open(open_store(choose(settings, name).repository), for_writing=False)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
+from pydantic import ValidationError
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from safehaul.errors import AlreadyExistsError, InvalidInputError
-from safehaul.media.manifest import ManifestDisk
-from safehaul.media.reader import BackupReader, Hole
+from safehaul.errors import InvalidInputError
+from safehaul.media.reader import BackupReader
 from safehaul.messages.restore import RestoreReport, RestoreVmRequest
 from workers.bootstrap import connect
+from workers.cli.disk_image import find_disk, write_image
 from workers.cli.identifiers import parse_backup
 from workers.cli.output import Json, console, of, run, safe, say, show_json, size
 from workers.cli.repo import Agent, open_repository
+from workflows.inputs import describe
 from workflows.policies import COMMSERVE_QUEUE
 
 app = typer.Typer(no_args_is_help=True)
@@ -44,15 +54,18 @@ def vm(
     Example: `safehaul restore vm GUID/TIME-ID --name "web-1 restored" --datastore nfs-gold`.
     """
     settings = of(context).settings()
-    request = RestoreVmRequest(
-        backup="/".join(parse_backup(backup)),
-        name=name,
-        datastore=datastore,
-        folder=folder,
-        access_node=access_node,
-        media_agent=media_agent,
-        keep_mac=keep_mac,
-    )
+    try:
+        request = RestoreVmRequest(
+            backup="/".join(parse_backup(backup)),
+            name=name,
+            datastore=datastore,
+            folder=folder,
+            access_node=access_node,
+            media_agent=media_agent,
+            keep_mac=keep_mac,
+        )
+    except ValidationError as error:
+        raise InvalidInputError(describe(error)) from None
     workflow_id = f"restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}"
 
     async def restore() -> RestoreReport | None:
@@ -72,8 +85,8 @@ def vm(
         try:
             report: RestoreReport = await handle.result()
         except asyncio.CancelledError:
-            # Ctrl-C ends the waiting, not the restore.
-            say(f"{workflow_id} goes on: see the web UI")
+            # Ctrl-C ends the waiting, not the restore. Stdout may be for JSON only.
+            sys.stderr.write(f"safehaul: {workflow_id} goes on: see the web UI\n")
             raise
         return report
 
@@ -83,11 +96,13 @@ def vm(
     elif report is not None:
         written = sum(disk.bytes_compared for disk in report.disks)
         say(
-            f"restored {safe(report.name)} ({report.moref}) in {safe(report.directory)}: "
+            f"restored {safe(report.name)} ({safe(report.moref)}) in {safe(report.directory)}: "
             f"{len(report.disks)} disks, {size(written)} written and compared"
         )
         for item in report.missing_disks:
             say(f"not in the backup: {safe(item)}")
+        for item in report.warnings:
+            say(f"warning: {safe(item)}")
 
 
 @app.command()
@@ -97,50 +112,41 @@ def disk(
     which: Annotated[str, typer.Argument(metavar="DISK", help="The disk's key or label, e.g. 2000.")],
     to: Annotated[Path, typer.Option(help="Raw image to write; must not exist.")],
     media_agent: Agent = None,
+    *,
+    as_json: Json = False,
 ) -> None:
     """Write one disk of a backup to a raw file, every chunk verified; holes stay sparse.
 
     Example: `safehaul restore disk GUID/TIME-ID 2000 --to web-1.raw`.
     """
+    vc_guid, backup_id = parse_backup(backup)
     repository = open_repository(of(context).settings(), media_agent)
-    reader = BackupReader(repository, *parse_backup(backup))
     try:
-        found = _find(reader.manifest.disks, which)
-        _write(reader, found, to)
+        reader = BackupReader(repository, vc_guid, backup_id)
+        try:
+            found = find_disk(reader.manifest.disks, which)
+            with Progress(*_columns(), console=console(), transient=True, disable=as_json) as bar:
+                task = bar.add_task(safe(found.label), total=found.capacity_bytes)
+                written = write_image(
+                    reader, found, to, progress=lambda done: bar.update(task, completed=done)
+                )
+        finally:
+            reader.close()
     finally:
-        reader.close()
         repository.close()
-    say(f"wrote {safe(found.label)} ({size(found.capacity_bytes)}) to {safe(str(to))}")
+    if as_json:
+        what = {"key": found.key, "label": found.label, "capacity_bytes": found.capacity_bytes}
+        show_json({"backup": backup, "disk": what, "file": str(to), "written_bytes": written})
+    else:
+        sizes = f"{size(found.capacity_bytes)}, {size(written)} of it data"
+        say(f"wrote {safe(found.label)} ({sizes}) to {safe(str(to))}")
 
 
-def _find(disks: list[ManifestDisk], which: str) -> ManifestDisk:
-    for item in disks:
-        if which in (str(item.key), item.label):
-            return item
-    names = ", ".join(f"{item.key} ({item.label})" for item in disks)
-    raise InvalidInputError(f"the backup holds no disk {which!r}; it holds: {names or 'none'}")
-
-
-def _write(reader: BackupReader, item: ManifestDisk, to: Path) -> None:
-    """Write beside the target and rename at the end, so that a broken restore never looks whole."""
-    partial = to.with_name(f".{to.name}.partial")
-    if to.exists():
-        raise AlreadyExistsError(f"{to} exists: choose another file, it is never overwritten")
-    try:
-        with partial.open("xb") as file, Progress(console=console(), transient=True) as progress:
-            task = progress.add_task(safe(item.label), total=item.capacity_bytes)
-            for offset, piece in reader.iter_disk(item.key):
-                if not isinstance(piece, Hole):
-                    file.seek(offset)
-                    file.write(piece)
-                progress.update(task, completed=offset)
-            file.truncate(item.capacity_bytes)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(partial, to)
-    except FileExistsError as error:
-        raise AlreadyExistsError(f"{error.filename} exists: remove it or choose another file") from None
-    except OSError as error:
-        raise InvalidInputError(f"{to} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+def _columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any, get_type_hints
 
 from temporalio import activity
@@ -86,9 +87,15 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
     "discover": lambda _: Discovery(pages=[], vm_count=0, capacity_bytes=0),
     "take_lease": lambda arg: Lease(job_id=arg.job_id, coordinator=arg.coordinator, epoch=1),
     "prepare_node": lambda arg: NodeAnswer(
-        node=arg.node, version="0.1.0", cores=2, load=0.0, memory_bytes=0, streams=1, reachable_datastores=[]
+        node=arg.node,
+        version=version("safehaul"),
+        cores=1,
+        load=0.0,
+        memory_bytes=0,
+        streams=1,
+        reachable_datastores=arg.datastores,
     ),
-    "admit_nodes": lambda _: Admission(nodes=[]),
+    "admit_nodes": lambda arg: Admission(nodes=arg.answers),
     "distribute": lambda _: Plan(queues=[]),
     "load_page": lambda _: PlanPage(vms=[]),
     "inspect_vm": lambda arg: Inspection(state=VmState(moref=arg.vm.moref, consolidation_needed=False)),

@@ -12,7 +12,6 @@ import pytest
 
 from lab.datacentre import MEDIA_AGENT, DataCentre
 from lab.processes import LabProcess
-from lab.proof import Witness
 from lab.site import (
     ADMINISTRATOR,
     BACKUP_PRIVILEGES,
@@ -27,7 +26,7 @@ from lab.site import (
 )
 from tests.e2e.noop_worker import NOTHING_DONE
 from tests.e2e.site import ENDED, data_centre, run_job, start_job, status
-from tests.e2e.truth import violations
+from tests.e2e.truth import before, violations
 
 MIB = 2**20
 NODE = "node-1"
@@ -59,9 +58,9 @@ def lab() -> Iterator[DataCentre]:
 
 
 def test_the_real_steps_pass_the_check(lab: DataCentre) -> None:
-    witness = Witness(lab.hosts, lab.state / "datastores")
+    at_first = before(lab)
     report = run_job(lab, "real")
-    assert violations(lab, report, witness, NAMES, 1) == []
+    assert violations(lab, report, at_first, NAMES, 1) == []
 
 
 def test_every_step_has_a_no_op() -> None:
@@ -90,7 +89,7 @@ def test_a_step_that_does_nothing_is_noticed(lab: DataCentre, name: str) -> None
     role = ("commserve",) if name in COMMSERVE else ("access-node", NODE)
     if name in MEDIA:
         role = ("media-agent", MEDIA_AGENT)
-    witness = Witness(lab.hosts, lab.state / "datastores")
+    at_first = before(lab)
     real = lab.workers[".".join(role)]
     real.stop()
     log = lab.directory / "logs" / f"noop-{name}.log"
@@ -117,7 +116,7 @@ def test_a_step_that_does_nothing_is_noticed(lab: DataCentre, name: str) -> None
             )["report"]
         else:
             lab.temporal.cli("workflow", "terminate", "--workflow-id", job)
-        assert violations(lab, report, witness, NAMES, 1), f"nobody notices that {name} does nothing"
+        assert violations(lab, report, at_first, NAMES, 1), f"nobody notices that {name} does nothing"
     finally:
         worker.stop()
         _tidy(lab)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,33 @@ from lab.datacentre import DataCentre
 from lab.proof import Witness
 from tests.e2e.site import differences, restored_images
 
-EXPECTED_SEQUENCE = ("discover", "take_lease", "prepare_node", "admit_nodes", "distribute", "close_job")
+SERVED_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was true before the job."""
+
+    witness: Witness
+    served_bytes: int
+
+
+def before(lab: DataCentre) -> Before:
+    """Look at the data centre before a job."""
+    return Before(Witness(lab.hosts, lab.state / "datastores"), lab.served_bytes())
 
 
 def violations(
-    lab: DataCentre, report: dict[str, Any] | None, witness: Witness, names: set[str], streams: int
+    lab: DataCentre, report: dict[str, Any] | None, at_first: Before, names: set[str], streams: int
 ) -> list[str]:
     """What does not hold of a job over exactly the VMs `names`; empty when all is true."""
-    found = witness.problems()
+    served_bytes = lab.served_bytes() - at_first.served_bytes
+    found = at_first.witness.problems()
     if report is None:
         return [*found, "the job has left no report"]
+    claimed_bytes = report["totals"]["bytes_read"]
+    if not claimed_bytes or abs(served_bytes / claimed_bytes - 1) > SERVED_TOLERANCE:
+        found.append(f"the filer served {served_bytes} bytes, the report claims {claimed_bytes}")
     if report["status"] != "Completed":
         found.append(f"the job is {report['status']}: {report['reason']}")
     if {vm["name"] for vm in report["vms"]} != names or report["totals"]["completed"] != len(names):
@@ -59,7 +78,7 @@ def _job_objects(lab: DataCentre, report: dict[str, Any]) -> list[str]:
 
 
 def _answers(lab: DataCentre, report: dict[str, Any]) -> list[str]:
-    """The nodes' recorded answers of step 1: a sign of life says who lives, with what power."""
+    """The nodes' recorded answers of steps 1 and 4: who lives, with what power, and what he can reach."""
     done = lab.temporal.cli("workflow", "show", "--workflow-id", report["workflow_id"], "--output", "json")
     names: dict[str, str] = {}
     found: list[str] = []
@@ -68,10 +87,13 @@ def _answers(lab: DataCentre, report: dict[str, Any]) -> list[str]:
         if scheduled:
             names[item["eventId"]] = scheduled["activityType"]["name"]
         completed = item.get("activityTaskCompletedEventAttributes")
-        if completed and names.get(completed["scheduledEventId"]) == "ping":
+        name = names.get(completed["scheduledEventId"]) if completed else None
+        if completed and name in ("ping", "prepare_node"):
             answer = json.loads(base64.b64decode(completed["result"]["payloads"][0]["data"]))
             if not (answer["version"] and answer["cores"] > 0 and answer["streams"] > 0):
                 found.append(f"a node's sign of life says nothing: {answer}")
+            if name == "prepare_node" and not answer["memory_bytes"]:
+                found.append(f"a node has not looked at itself: {answer}")
     return found
 
 
@@ -90,6 +112,17 @@ def _catalogue(lab: DataCentre, report: dict[str, Any]) -> list[str]:
     return found
 
 
+def _snapshot(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
+    """The hosts' own record: this snapshot was made during the VM's backup, and removed before its end."""
+    for record in lab.hosts.frozen_records():
+        if record.snapshot == vm["snapshot_moref"] and record.vm_name == vm["name"]:
+            begun, ended = (datetime.fromisoformat(vm[key]) for key in ("started_at", "ended_at"))
+            if record.removed_time and begun <= record.create_time <= record.removed_time <= ended:
+                return []
+            return [f"{vm['name']}: made {record.create_time}, removed {record.removed_time}, not in between"]
+    return [f"{vm['name']}: the hosts never made its snapshot {vm['snapshot_moref']!r}"]
+
+
 def _vm(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
     if vm["status"] != "Completed":
         return [f"{vm['name']} is {vm['status']}: {vm['reason']}"]
@@ -97,7 +130,7 @@ def _vm(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
     if not text:
         return [f"{vm['name']}: its backup {vm['backup_id']} cannot be shown"]
     shown = json.loads(text)
-    found = []
+    found = _snapshot(lab, vm)
     if not any(file["name"].endswith(".vmx") for file in shown["manifest"]["files"]):
         found.append(f"{vm['name']}: its .vmx is not in the backup")
     index = shown["index"]

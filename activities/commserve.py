@@ -157,7 +157,12 @@ class CommServe:
         except WorkflowFailureError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.details:
                 report = VmReport.model_validate(error.cause.details[0])
-        return ClosedChild(child_id=child.child_id, status=name, report=report)
+        return ClosedChild(
+            child_id=child.child_id,
+            status=name,
+            report=report,
+            first_run_id=description.raw_description.workflow_execution_info.first_run_id,
+        )
 
     async def _namespace(self) -> str:
         """UUID of the Temporal namespace: distinguishes our snapshots from another cluster's."""

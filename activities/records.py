@@ -141,10 +141,11 @@ def read_job_report(repository: Repository, job_id: str) -> tuple[JobReport, lis
 
 def status_of(close: CloseJobInput, totals: JobTotals) -> tuple[JobStatus, str]:
     """A job's status and reason from its VMs: Failed only when nothing was achieved."""
+    rest = f"; {close.not_started} VMs were not started" if close.not_started else ""
     if close.cancelled:
-        return JobStatus.CANCELLED, "cancelled"
+        return JobStatus.CANCELLED, f"cancelled{rest}"
     if close.failure:
-        return JobStatus.FAILED, close.failure
+        return JobStatus.FAILED, f"{close.failure}{rest}"
     bad = totals.failed + totals.cancelled
     if not bad and not totals.partial:
         return JobStatus.COMPLETED, ""

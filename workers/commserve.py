@@ -8,6 +8,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.commserve import CommServe
+from activities.coordination import JobCoordination
 from activities.peers import Peers
 from activities.restore import RestoreDesk
 from safehaul.config.settings import Settings
@@ -34,6 +35,8 @@ async def serve(settings: Settings) -> None:
 def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
     """The worker of the queue `commserve`."""
     steps = CommServe(peers, client)
+    # When no access node answers any more, what the job knows is still kept: these need the repository alone.
+    unled = JobCoordination(peers, "commserve")
     return Worker(
         client,
         task_queue=policies.COMMSERVE_QUEUE,
@@ -45,6 +48,9 @@ def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
             steps.reconcile,
             steps.record_job,
             steps.report_unled_job,
+            unled.load_page,
+            unled.write_reports,
+            unled.close_job,
             RestoreDesk(peers).open_restore,
         ],
         activity_executor=threads,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
@@ -61,7 +61,7 @@ class BackupJob:
         self._request = BackupJobRequest(vm_group="?")
         self._settings: JobSettings | None = None
         self._discovery = Discovery(pages=[], vm_count=0, capacity_bytes=0)
-        self._started_at = datetime.fromtimestamp(0).astimezone()
+        self._started_at = datetime.fromtimestamp(0, UTC)
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> JobReport:
@@ -72,8 +72,9 @@ class BackupJob:
         try:
             if not continued:
                 await self._plan()
-            await self._run_vms()
-        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            await self._run_vms(reconcile_at_once=continued)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the job's failure
+            # Any error: one that escaped would fail this task for ever, with the VMs' snapshots held.
             failure = error
             self._stage = "stopping the VMs"
             self._show()
@@ -100,6 +101,9 @@ class BackupJob:
             self._show()
             if await self._plan_with_coordinator(self._settings):
                 return
+            self._coordinator.leave_out(
+                f"{self._coordinator.name}: stopped answering while the job was planned"
+            )
         raise ApplicationError(
             f"{policies.COORDINATORS_TRIED} coordinators in turn stopped answering while the job was planned: "
             "see the access nodes' workers",
@@ -145,18 +149,23 @@ class BackupJob:
         self._runner.fail_at_once([*self._discovery.failed, *plan.unplaceable])
         return True
 
-    async def _run_vms(self) -> None:
+    async def _run_vms(self, *, reconcile_at_once: bool) -> None:
         """Steps 6 to 16, one BackupVm a VM, as streams become free."""
-        reconciler = asyncio.create_task(self._runner.reconcile_for_ever())
+        reconciler = asyncio.create_task(self._runner.reconcile_for_ever(at_once=reconcile_at_once))
         try:
             while not self._ledger.finished:
                 self._stage = "backing up"
                 await self._runner.hand_out()
                 self._show()
-                await workflow.wait_condition(lambda: self._mailbox.has_mail or reconciler.done())
+                # A long history wakes it too: while no VM ends for days, the reconciliation still adds events.
+                await workflow.wait_condition(
+                    lambda: self._mailbox.has_mail or reconciler.done() or self._history_is_long()
+                )
                 if reconciler.done():
                     reconciler.result()
                 await self._runner.take_mail()
+                if workflow.cancellation_reason() is not None:
+                    raise asyncio.CancelledError
                 await self._runner.write_reports(at_least=policies.REPORT_PAGE_VMS)
                 if self._history_is_long():
                     await workflow.wait_condition(workflow.all_handlers_finished)
@@ -176,22 +185,16 @@ class BackupJob:
             if cancelled:
                 raise asyncio.CancelledError
             raise ApplicationError(reason, type=_type_of(failure), non_retryable=True) from failure
-        # Step 17
-        report = await self._runner.uninterrupted_close(
-            CloseJobInput(
-                job_id=self._job_id,
-                workflow_id=workflow.info().workflow_id,
-                vm_group=self._request.vm_group,
-                pages=[],
-                cancelled=cancelled,
-                failure=reason,
-                left_out=self._coordinator.left_out,
-                noteworthy=self._discovery.noteworthy,
-                started_at=self._started_at,
-                distribution=self._settings.distribution,
-            ),
-            RecordJobInput(job_id=self._job_id, media_agent=self._settings.media_agent),
-        )
+        try:
+            report = await self._report(reason, cancelled=cancelled)
+        except FailureError as error:
+            self._finish(JobStatus.FAILED)
+            raise ApplicationError(
+                f"the job's result cannot be kept: {explain(error)}"
+                + (f"; before that: {reason}" if reason else ""),
+                type="ReportFailed",
+                non_retryable=True,
+            ) from error
         self._finish(report.status)
         if report.status is JobStatus.CANCELLED:
             raise asyncio.CancelledError
@@ -200,6 +203,25 @@ class BackupJob:
                 report.reason, report, type=_type_of(failure) if failure else "JobFailed", non_retryable=True
             ) from failure
         return report
+
+    async def _report(self, failure: str, *, cancelled: bool) -> JobReport:
+        # Step 17
+        assert self._settings is not None
+        return await self._runner.uninterrupted_close(
+            CloseJobInput(
+                job_id=self._job_id,
+                workflow_id=workflow.info().workflow_id,
+                vm_group=self._request.vm_group,
+                pages=[],
+                cancelled=cancelled,
+                failure=failure,
+                left_out=self._coordinator.left_out,
+                noteworthy=self._discovery.noteworthy,
+                started_at=self._started_at,
+                distribution=self._settings.distribution,
+            ),
+            RecordJobInput(job_id=self._job_id, media_agent=self._settings.media_agent),
+        )
 
     @workflow.signal(name="cancel", description="Cancel the job; its snapshots are removed first")
     def cancel(self, *_raw: Any) -> None:
@@ -277,10 +299,12 @@ class BackupJob:
             self._ledger = Ledger(state.ledger)
             self._coordinator.resume(state)
             self._mailbox.resume(state)
-            self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator, self._request)
+            self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
+            self._mailbox.open(self._ledger)
             return True
         self._request = parse_input(BackupJobRequest, raw, more, EXAMPLE)
-        self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator, self._request)
+        self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
+        self._mailbox.open(self._ledger)
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
@@ -301,17 +325,19 @@ class BackupJob:
             noteworthy=self._discovery.noteworthy,
             ledger=self._ledger.state,
             inbox=self._mailbox.inbox,
+            to_cancel=self._mailbox.to_cancel,
             started_at=self._started_at,
             cancel_asked=self._mailbox.cancel_asked,
             rejected_signals=self._mailbox.rejected,
         )
 
     def _history_is_long(self) -> bool:
+        """True when this run should end; what was asked to be cancelled is dealt with in it first."""
         info = workflow.info()
         return (
             info.is_continue_as_new_suggested()
             or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-        ) and not self._mailbox.cancel_asked
+        ) and not (self._mailbox.cancel_asked or self._mailbox.to_cancel)
 
     def _finish(self, status: JobStatus) -> None:
         self._status = status

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, TimeoutType
+from temporalio.exceptions import ActivityError, TimeoutType, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
@@ -44,6 +44,7 @@ class Coordinator:
         self.silent_nodes: list[str] = []
         self.left_out: list[str] = []
         self._lease: Lease | None = None
+        self._replacing = asyncio.Lock()
 
     def resume(self, state: JobState) -> None:
         """Go on with the coordinator of the job's earlier run."""
@@ -79,7 +80,7 @@ class Coordinator:
         )
         self.name = choice.coordinator
         self.silent_nodes = choice.silent_nodes
-        self.left_out = [f"{node}: does not answer" for node in choice.silent_nodes]
+        self.leave_out(*(f"{node}: does not answer" for node in choice.silent_nodes))
         workflow.upsert_search_attributes([policies.ACCESS_NODE.value_set(self.name)])
 
     async def take_lease(self) -> None:
@@ -121,7 +122,7 @@ class Coordinator:
             ),
             "Step 4 · admit the access nodes",
         )
-        self.left_out = [*self.left_out, *admission.left_out]
+        self.leave_out(*admission.left_out)
         return admission
 
     async def ask(self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str) -> ResultT:
@@ -135,17 +136,52 @@ class Coordinator:
         )
 
     async def ask_surely(
-        self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str
+        self, method: Callable[[SelfT, InputT], ResultT], make: Callable[[], InputT], summary: str
     ) -> ResultT:
-        """As `ask`; when the coordinator died, the next one takes over the lease and is asked instead."""
-        while True:
+        """As `ask`; when the coordinator died, the next one takes over the lease and is asked instead.
+
+        When no node can take over, the CommServe does it: these steps need the repository alone, and neither a
+        VM's report nor the job's end may be lost with the last access node. `make` gives the input anew for each
+        coordinator: it may name the lease.
+        """
+        for _ in range(policies.COORDINATORS_TRIED):
+            name = self.name
             try:
-                return await self.ask(method, arg, summary)
+                return await self.ask(method, make(), summary)
             except ActivityError as error:
                 if not self.is_lost(error):
                     raise
-            await self.choose()
-            await self.take_lease()
+            if not await self._replace(name):
+                break
+        return await run_step(
+            method,
+            make(),
+            queue=policies.COMMSERVE_QUEUE,
+            summary=f"{summary} (no coordinator answers)",
+            policy=policies.COMMSERVE,
+        )
+
+    async def _replace(self, lost: str) -> bool:
+        """Steps 1 and 3 again; False when no node answers. One at a time: two callers may have met the same loss."""
+        async with self._replacing:
+            if self.name != lost:
+                return True
+            self.leave_out(f"{lost}: stopped answering while it coordinated the job")
+            try:
+                await self.choose()
+                await self.take_lease()
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                if self.is_lost(error):
+                    return True
+                self.leave_out(f"no access node takes over: {explain(error)}")
+                return False
+            return True
+
+    def leave_out(self, *lines: str) -> None:
+        """Remember who does not take part and why, each once."""
+        self.left_out = list(dict.fromkeys([*self.left_out, *lines]))
 
     def is_lost(self, error: ActivityError) -> bool:
         """True when the failure means that the coordinator does not answer."""
@@ -171,7 +207,7 @@ async def ping(node: str) -> PingAnswer | None:
             policy=policies.PING,
         )
     except ActivityError as error:
-        if workflow.cancellation_reason() is not None:
+        if is_cancelled_exception(error):
             raise
         workflow.logger.info("%s does not answer: %s", node, error.cause)
         return None
@@ -187,6 +223,6 @@ async def _prepare(prepare: PrepareInput) -> NodeAnswer | str:
             policy=policies.PREPARE,
         )
     except ActivityError as error:
-        if workflow.cancellation_reason() is not None:
+        if is_cancelled_exception(error):
             raise
         return f"{prepare.node}: {explain(error)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from temporalio import workflow
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
@@ -30,12 +31,25 @@ class Mailbox:
         self.cancel_asked = False
         self.rejected: list[str] = []
         self.nudged = False
+        self._open = False
+        self._early: list[tuple[Any, ...]] = []
 
     def resume(self, state: JobState) -> None:
-        """Go on with what the earlier run had not dealt with."""
-        self.inbox = list(state.inbox)
-        self.cancel_asked = state.cancel_asked
-        self.rejected = list(state.rejected_signals)
+        """Go on with what the earlier run had not dealt with.
+
+        Signals that came between two runs are handled before `run` begins: they must not be overwritten.
+        """
+        self.inbox = [*state.inbox, *self.inbox]
+        self.to_cancel = [*state.to_cancel, *self.to_cancel]
+        self.cancel_asked = state.cancel_asked or self.cancel_asked
+        self.rejected = [*state.rejected_signals, *self.rejected][-MAX_REJECTED:]
+
+    def open(self, ledger: Ledger) -> None:
+        """The ledger stands: what came before it is looked up now."""
+        self._open = True
+        early, self._early = self._early, []
+        for raw in early:
+            self.cancel_vm(raw, ledger)
 
     @property
     def has_mail(self) -> bool:
@@ -49,16 +63,28 @@ class Mailbox:
     async def turn_signal_into_cancel(self) -> None:
         """A workflow cannot cancel itself: an activity asks the server to, so that the job ends as Cancelled."""
         await workflow.wait_condition(lambda: self.cancel_asked)
-        await run_step(
-            CommServe.request_cancel,
-            workflow.info().workflow_id,
-            summary="Cancel, as the signal asked",
-            queue=policies.COMMSERVE_QUEUE,
-            policy=policies.COMMSERVE,
-        )
+        while True:
+            try:
+                await run_step(
+                    CommServe.request_cancel,
+                    workflow.info().workflow_id,
+                    summary="Cancel, as the signal asked",
+                    queue=policies.COMMSERVE_QUEUE,
+                    policy=policies.COMMSERVE,
+                )
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                # Whoever asked for the cancel has been told that it comes: it is asked for until it does.
+                self.reject(f"the cancel could not be asked for yet: {error.cause}"[:300])
+            else:
+                return
 
     def cancel_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> str:
         """One VM is to be cancelled; what cannot be understood is shown, never raised."""
+        if not self._open and len(self._early) < MAX_REJECTED:
+            self._early.append(raw)
+            return "the job is only starting: the VM is looked for then"
         try:
             child = self.find_vm(raw, ledger)
         except InvalidInputError as error:

@@ -52,9 +52,10 @@ class Ledger:
         return not self.waiting and not self.state.running
 
     @property
-    def any_node(self) -> bool:
-        """True while at least one node is not lost."""
-        return any(not node.lost for node in self.state.nodes.values())
+    def stuck(self) -> bool:
+        """True while VMs wait, none runs, and a lost node could be the one to take them."""
+        lost = any(node.lost for node in self.state.nodes.values())
+        return bool(self.waiting) and not self.state.running and lost
 
     def wanted_page(self) -> str | None:
         """The name of a page to load: of the first queue from which a node with a free stream gets nothing."""
@@ -117,8 +118,11 @@ class Ledger:
     def node_answers(self, name: str, *, asked: bool) -> None:
         """The node is there and has a free stream more."""
         node = self.state.nodes[name]
-        node.lost = False
         node.asked = node.asked or asked
+        if node.lost:
+            # Its free streams went with it: all of them come back, and not only the one of this VM.
+            self.node_returns(name)
+            return
         busy = sum(child.node == name for child in self.state.running.values())
         node.credits = min(node.credits + 1, max(0, node.streams - busy))
 
@@ -138,29 +142,27 @@ class Ledger:
             if queue.node == name:
                 queue.node = ""
 
-    def drain(self) -> list[PlannedVm]:
-        """Take out every loaded VM that has not been given (used when nobody can take them)."""
-        rest = [vm for queue in self.state.queues for vm in queue.pending]
-        for queue in self.state.queues:
-            queue.pending = []
-        return rest
-
     def next_page(self) -> str | None:
         """Any page that is still to load."""
         return next((queue.pages[0] for queue in self.state.queues if queue.pages), None)
 
     def unservable(self) -> list[PlannedVm]:
-        """Take out loaded VMs that only lost nodes could serve while other nodes are idle and nothing runs."""
-        if self.state.running or not self.any_node:
-            return []
+        """Take out the loaded VMs that only lost nodes could serve."""
         alive = {node.name for node in self.state.nodes.values() if not node.lost}
         rest: list[PlannedVm] = []
         for queue in self.state.queues:
-            served = queue.node == "" or queue.node in alive
-            keep = [vm for vm in queue.pending if served and (not vm.nodes or alive & set(vm.nodes))]
+            served = bool(alive) and (queue.node == "" or queue.node in alive)
+            keep = [vm for vm in queue.pending if served and (not vm.nodes or alive.intersection(vm.nodes))]
             rest.extend(vm for vm in queue.pending if vm not in keep)
             queue.pending = keep
         return rest
+
+    def forget_waiting(self) -> int:
+        """Nothing more is given out; returns how many VMs that leaves out."""
+        count = self.waiting
+        for queue in self.state.queues:
+            queue.pages, queue.pending, queue.unloaded_count = [], [], 0
+        return count
 
     def _free_nodes(self) -> list[NodeLedger]:
         return [node for node in self.state.nodes.values() if node.credits > 0 and not node.lost]

@@ -66,6 +66,8 @@ NODES_RETURN_WITHIN = timedelta(minutes=5)
 COORDINATORS_TRIED = 5
 # Reports are made durable in pages of this many VMs.
 REPORT_PAGE_VMS = 50
+# … or fewer: a message may have 2 MB, and a VM with sixty disks and fifty warnings takes 50 KB.
+REPORT_PAGE_BYTES = 1_000_000
 # The history of one run of a job stays far below the server's 51,200 events.
 HISTORY_EVENTS_PER_RUN = 8_000
 # A cancelled job waits for its VMs' snapshots; after this long it reports what is still pending.

@@ -14,6 +14,10 @@ SelfT = TypeVar("SelfT")
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
 
+# The server refuses a summary of more than 400 bytes, and with it the workflow's task, for ever. Names come from
+# vCenter, and a character may need two bytes more when it is written as JSON.
+MAX_SUMMARY_BYTES = 180
+
 
 @overload
 async def run_step(
@@ -45,7 +49,7 @@ async def run_step(
         method,
         arg,
         task_queue=queue,
-        summary=summary,
+        summary=shown(summary),
         schedule_to_start_timeout=policy.schedule_to_start,
         start_to_close_timeout=policy.start_to_close,
         schedule_to_close_timeout=policy.schedule_to_close,
@@ -53,3 +57,9 @@ async def run_step(
         retry_policy=policy.retry,
         cancellation_type=policy.cancellation,
     )
+
+
+def shown(text: str) -> str:
+    """A line for the web UI that the server accepts, whatever names are in it."""
+    printable = "".join(char if char.isprintable() else "?" for char in text)
+    return printable.encode("utf-8", "replace")[:MAX_SUMMARY_BYTES].decode("utf-8", "ignore")

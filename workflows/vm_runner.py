@@ -10,15 +10,17 @@ from temporalio.exceptions import (
     ActivityError,
     ChildWorkflowError,
     FailureError,
+    TerminatedError,
     WorkflowAlreadyStartedError,
+    is_cancelled_exception,
 )
+from temporalio.exceptions import TimeoutError as WorkflowTimeout
 from temporalio.workflow import ChildWorkflowCancellationType, ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from activities.coordination import JobCoordination
     from safehaul.messages.job import (
-        BackupJobRequest,
         ChildRef,
         CloseJobInput,
         Excluded,
@@ -35,24 +37,23 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import BackupVmInput, VmReport, VmStatus
     from workflows import policies
     from workflows.coordinator import Coordinator, ping
+    from workflows.job_reports import failed_report, page_of, report_of
     from workflows.job_signals import Mailbox
     from workflows.ledger import Gift, Ledger
     from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
-    from workflows.steps import run_step
+    from workflows.steps import run_step, shown
+    from workflows.vm_report import explain
 
 
 class VmRunner:
     """Does what the ledger decides."""
 
-    def __init__(
-        self, ledger: Ledger, mailbox: Mailbox, coordinator: Coordinator, request: BackupJobRequest
-    ) -> None:
+    def __init__(self, ledger: Ledger, mailbox: Mailbox, coordinator: Coordinator) -> None:
         self._ledger = ledger
         self._mailbox = mailbox
         self._coordinator = coordinator
-        self._request = request
-        self._lonely_since: float | None = None
-        self._native: dict[str, asyncio.Future[object]] = {}
+        self._stuck_since: float | None = None
+        self._not_started = 0
 
     async def hand_out(self) -> None:
         """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
@@ -61,11 +62,12 @@ class VmRunner:
         # Step 16 — a node that has asked (step 15) is given another VM, which goes through steps 6 to 15.
         gifts = self._ledger.gifts()
         await asyncio.gather(*(self._start(gift) for gift in gifts))
-        for vm in self._ledger.unservable():
-            self._fail(vm, f"the nodes that reach its datastores do not answer: {', '.join(vm.nodes)}")
 
     async def take_mail(self) -> None:
-        """Deal with everything that came by signal: ends of VMs, and VMs to cancel."""
+        """Deal with everything that came by signal: ends of VMs, and VMs to cancel.
+
+        May absorb a cancel of the job while a removal is started: look at `workflow.cancellation_reason()` after.
+        """
         self._mailbox.nudged = False
         while self._mailbox.to_cancel:
             await _cancel(self._mailbox.to_cancel.pop(0))
@@ -76,25 +78,34 @@ class VmRunner:
         """Make finished VMs' reports durable, a page at a time."""
         state = self._ledger.state
         while state.unwritten and len(state.unwritten) >= at_least:
-            reports = state.unwritten[: policies.REPORT_PAGE_VMS]
-            page = f"reports/{workflow.uuid4()}"
-            await self._coordinator.ask_surely(
-                JobCoordination.write_reports,
-                ReportPageInput(
-                    job_id=self._job_id, media_agent=self._settings.media_agent, page=page, reports=reports
-                ),
-                f"Keep the reports of {len(reports)} VMs",
-            )
-            state.unwritten = state.unwritten[len(reports) :]
-            state.report_pages.append(page)
+            await self._write_page(page_of(state.unwritten))
+
+    async def _write_page(self, reports: list[VmReport]) -> None:
+        page = f"reports/{workflow.uuid4()}"
+        await self._coordinator.ask_surely(
+            JobCoordination.write_reports,
+            lambda: ReportPageInput(
+                job_id=self._job_id, media_agent=self._settings.media_agent, page=page, reports=reports
+            ),
+            f"Keep the reports of {len(reports)} VMs",
+        )
+        state = self._ledger.state
+        state.unwritten = state.unwritten[len(reports) :]
+        state.report_pages.append(page)
 
     def fail_at_once(self, items: list[Excluded]) -> None:
         """VMs that cannot be given to any node are Failed before anything is done to them."""
         for item in items:
             self._fail(PlannedVm(vc_guid=item.vc_guid, name=item.name, moref=""), item.reason)
 
-    async def reconcile_for_ever(self) -> None:
-        """Every half minute: are the running children really running, and do lost nodes answer again?"""
+    async def reconcile_for_ever(self, *, at_once: bool = False) -> None:
+        """Every half minute: are the running children really running, and do lost nodes answer again?
+
+        `at_once`: look at the children first. A run that was continued as new must, since runs may be shorter
+        than the pause, and nothing tells it natively of the children that an earlier run started.
+        """
+        if at_once:
+            await self._reconcile_children()
         while True:
             await workflow.sleep(policies.RECONCILE_EVERY)
             await self._reconcile_children()
@@ -121,43 +132,50 @@ class VmRunner:
         await self.write_reports(at_least=1)
         report = await self._coordinator.ask_surely(
             JobCoordination.close_job,
-            close.model_copy(
+            lambda: close.model_copy(
                 update={
                     "pages": self._ledger.state.report_pages,
                     "lease": self._coordinator.lease,
                     "coordinator": self._coordinator.name,
+                    "left_out": self._coordinator.left_out,
                     "media_agent": record.media_agent,
+                    "not_started": self._not_started,
                 }
             ),
             "Step 17 · report the job's result",
         )
-        await run_step(
-            CommServe.record_job,
-            record,
-            summary="Record the job in the catalogue",
-            queue=policies.COMMSERVE_QUEUE,
-            policy=policies.COMMSERVE,
-        )
+        try:
+            await run_step(
+                CommServe.record_job,
+                record,
+                summary="Record the job in the catalogue",
+                queue=policies.COMMSERVE_QUEUE,
+                policy=policies.COMMSERVE,
+            )
+        except ActivityError as error:
+            # The report stands in the repository, which is the truth. The catalogue only lists it.
+            self._mailbox.reject(f"the catalogue does not list this job: {explain(error)}")
+            workflow.logger.error("job %s is not in the catalogue: %s", self._job_id, explain(error))
         return report
 
     async def _stop_everything(self) -> None:
         state = self._ledger.state
-        await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
-        for queue in state.queues:
-            queue.pages, queue.pending, queue.unloaded_count = [], [], 0
+        self._not_started = self._ledger.forget_waiting()
         deadline = workflow.time() + policies.CHILDREN_STOP_WITHIN.total_seconds()
-        reconciler = asyncio.create_task(self.reconcile_for_ever())
-        try:
-            while state.running and workflow.time() < deadline:
-                await workflow.wait_condition(lambda: self._mailbox.has_mail or reconciler.done())
-                if reconciler.done():
-                    reconciler.result()
-                await self.take_mail()
-        finally:
-            reconciler.cancel()
+        await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+        while state.running and workflow.time() < deadline:
+            try:
+                await workflow.wait_condition(
+                    lambda: self._mailbox.has_mail, timeout=policies.RECONCILE_EVERY
+                )
+            except TimeoutError:
+                # A child that had only been asked for when the first cancel came did not exist yet.
+                await self._reconcile_children()
+                await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+            await self.take_mail()
         for child in list(state.running.values()):
             reason = f"cancelled, but workflow {child.child_id} has not ended yet: look at it"
-            self._ledger.ended(child.child_id, _report(child, VmStatus.CANCELLED, reason), None)
+            self._ledger.ended(child.child_id, report_of(child, VmStatus.CANCELLED, reason), None)
 
     async def _start(self, gift: Gift) -> None:
         info, vm = workflow.info(), gift.vm
@@ -181,7 +199,7 @@ class VmRunner:
                 task_queue=policies.COMMSERVE_QUEUE,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 cancellation_type=ChildWorkflowCancellationType.ABANDON,
-                static_summary=f"{vm.name} on {gift.node}",
+                static_summary=shown(f"{vm.name} on {gift.node}"),
                 search_attributes=TypedSearchAttributes(
                     [
                         SearchAttributePair(policies.JOB_ID, self._job_id),
@@ -221,7 +239,10 @@ class VmRunner:
         )
 
     def _closed_natively(self, child_id: str, done: asyncio.Task[object]) -> None:
-        """The server told this run of a child's close. A report came before it, unless it was terminated."""
+        """The server told this run of a child's close: only one that was ended from outside ran no code to report.
+
+        Of all others the report is on its way, or the next comparison with the server finds it.
+        """
         if done.cancelled():
             return
         error = done.exception()
@@ -229,15 +250,15 @@ class VmRunner:
         child = self._ledger.state.running.get(child_id)
         if child is None or reported or not isinstance(error, ChildWorkflowError):
             return
-        cause = type(error.cause).__name__ if error.cause else "closed"
-        self._without_report(child, f"its workflow ended without a report ({cause})")
+        if isinstance(error.cause, TerminatedError | WorkflowTimeout):
+            self._without_report(child, f"its workflow ended without a report ({type(error.cause).__name__})")
 
-    def _without_report(self, child: ChildRef, reason: str) -> None:
+    def _without_report(self, child: ChildRef, reason: str, status: VmStatus = VmStatus.FAILED) -> None:
         self._mailbox.inbox.append(
             VmFinished(
                 job_id=self._job_id,
                 child_id=child.child_id,
-                report=_report(child, VmStatus.FAILED, reason),
+                report=report_of(child, status, reason),
                 orphaned=True,
             )
         )
@@ -247,17 +268,15 @@ class VmRunner:
         if child is None:
             return
         if finished.orphaned:
-            await self._remove_orphan(child, finished.report.reason)
-        if finished.request is None:
+            await uninterrupted(self._remove_orphan(child, finished.report.reason))
+        if finished.request is None or finished.request.node != child.node:
             await self._settle_node(child.node)
 
     async def _remove_orphan(self, child: ChildRef, reason: str) -> None:
         """A child that was terminated ran no clean-up: its snapshot's removal starts at once."""
         if not child.first_run_id:
-            # Found already running after a reset of the job: its snapshot's name is not known here.
-            workflow.logger.error(
-                "%s was terminated: look at the snapshots of %s", child.child_id, child.name
-            )
+            # The server does not know this workflow at all: it never ran, or its history is no longer kept.
+            workflow.logger.error("%s is not known: look at the snapshots of %s", child.child_id, child.name)
             return
         vm = self._vm_input(child)
         await hand_over(
@@ -286,7 +305,7 @@ class VmRunner:
 
     def _lose(self, node: str) -> None:
         if not self._ledger.state.nodes[node].lost:
-            self._coordinator.left_out = [*self._coordinator.left_out, f"{node}: stopped answering"]
+            self._coordinator.leave_out(f"{node}: stopped answering")
         self._ledger.node_lost(node)
 
     async def _reconcile_children(self) -> None:
@@ -294,13 +313,20 @@ class VmRunner:
         children = [child for child in self._ledger.state.running.values() if child.started_at < soon]
         if not children:
             return
-        result = await run_step(
-            CommServe.reconcile,
-            ReconcileInput(job_id=self._job_id, children=children),
-            summary=f"Compare {len(children)} running VMs with the server",
-            queue=policies.COMMSERVE_QUEUE,
-            policy=policies.COMMSERVE,
-        )
+        try:
+            result = await run_step(
+                CommServe.reconcile,
+                ReconcileInput(job_id=self._job_id, children=children),
+                summary=f"Compare {len(children)} running VMs with the server",
+                queue=policies.COMMSERVE_QUEUE,
+                policy=policies.COMMSERVE,
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            # The next comparison comes in half a minute; the VMs do not depend on this one.
+            workflow.logger.warning("the running VMs cannot be compared: %s", explain(error))
+            return
         waiting = {item.child_id for item in self._mailbox.inbox}
         for closed in result.closed:
             child = self._ledger.state.running.get(closed.child_id)
@@ -311,7 +337,15 @@ class VmRunner:
                     VmFinished(job_id=self._job_id, child_id=closed.child_id, report=closed.report)
                 )
             else:
-                self._without_report(child, f"its workflow ended without a report ({closed.status})")
+                cancelled = closed.status == "canceled"
+                self._ledger.state.running[child.child_id] = child.model_copy(
+                    update={"first_run_id": child.first_run_id or closed.first_run_id}
+                )
+                self._without_report(
+                    child,
+                    f"its workflow ended without a report ({closed.status})",
+                    VmStatus.CANCELLED if cancelled else VmStatus.FAILED,
+                )
 
     async def _look_for_lost_nodes(self) -> None:
         state = self._ledger.state
@@ -320,39 +354,32 @@ class VmRunner:
             if await ping(name) is not None:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
-        if self._ledger.any_node or state.running:
-            self._lonely_since = None
+        if not self._ledger.stuck:
+            self._stuck_since = None
             return
-        self._lonely_since = self._lonely_since or workflow.time()
-        if workflow.time() - self._lonely_since >= policies.NODES_RETURN_WITHIN.total_seconds():
+        self._stuck_since = self._stuck_since or workflow.time()
+        if workflow.time() - self._stuck_since >= policies.NODES_RETURN_WITHIN.total_seconds():
             await self._give_up_waiting()
 
     async def _give_up_waiting(self) -> None:
-        """No access node answers: what has not been started is Failed."""
+        """The nodes did not come back: what only they could take is Failed."""
         while (page := self._ledger.next_page()) is not None:
             await self._load(page)
-        for vm in self._ledger.drain():
-            self._fail(vm, "no access node answers: see whether the workers of this VM group run")
+        for vm in self._ledger.unservable():
+            nodes = ", ".join(vm.nodes or sorted(self._ledger.state.nodes))
+            self._fail(vm, f"no access node that reaches its datastores answers ({nodes}): see their workers")
         self._mailbox.nudge()
 
     async def _load(self, page: str) -> None:
         loaded = await self._coordinator.ask_surely(
             JobCoordination.load_page,
-            PageInput(job_id=self._job_id, media_agent=self._settings.media_agent, name=page),
+            lambda: PageInput(job_id=self._job_id, media_agent=self._settings.media_agent, name=page),
             f"Load the plan's {page}",
         )
         self._ledger.loaded(page, loaded.vms)
 
     def _fail(self, vm: PlannedVm, reason: str) -> None:
-        self._ledger.record(
-            VmReport(
-                vc_guid=vm.vc_guid,
-                name=vm.name,
-                status=VmStatus.FAILED,
-                reason=reason,
-                ended_at=workflow.now(),
-            )
-        )
+        self._ledger.record(failed_report(vm, reason))
 
     @property
     def _settings(self) -> JobSettings:
@@ -370,17 +397,3 @@ async def _cancel(child: ChildRef) -> None:
     except (FailureError, ActivityError) as error:
         # It has just ended: its report is on the way, or the reconciliation will see it.
         workflow.logger.info("%s cannot be cancelled: %s", child.child_id, error)
-
-
-def _report(child: ChildRef, status: VmStatus, reason: str) -> VmReport:
-    return VmReport(
-        vc_guid=child.vc_guid,
-        name=child.name,
-        status=status,
-        reason=reason,
-        node=child.node,
-        given_by=child.given_by,
-        child_id=child.child_id,
-        started_at=child.started_at,
-        ended_at=workflow.now(),
-    )

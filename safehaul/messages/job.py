@@ -281,6 +281,8 @@ class ClosedChild(Message):
     status: str
     report: VmReport | None = None
     """The child's own report, when it ended by itself."""
+    first_run_id: str = ""
+    """Names the child's snapshot. Empty when the server does not know the child."""
 
 
 class Reconciliation(Message):
@@ -334,6 +336,8 @@ class CloseJobInput(Message):
     lease: Lease | None = None
     coordinator: str = ""
     pages: list[str]
+    not_started: int = 0
+    """VMs that no node had been given when the job was stopped."""
     cancelled: bool = False
     failure: str = ""
     """Why the job ended before its VMs could be dealt with, if so."""

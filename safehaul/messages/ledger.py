@@ -64,6 +64,7 @@ class JobState(Message):
     noteworthy: list[Excluded]
     ledger: LedgerState
     inbox: list[VmFinished] = Field(default_factory=list)
+    to_cancel: list[ChildRef] = Field(default_factory=list)
     started_at: datetime
     cancel_asked: bool = False
     rejected_signals: list[str] = Field(default_factory=list)

@@ -153,8 +153,13 @@ class JobCoordination:
             if answer.version != _version():
                 left_out.append(f"{answer.node}: runs version {answer.version}, the coordinator {_version()}")
             else:
-                nodes.append(answer)
+                streams = placement.usable_streams(answer)
+                nodes.append(answer.model_copy(update={"streams": streams}))
                 left_out += answer.problems
+                if streams < answer.streams:
+                    left_out.append(
+                        f"{answer.node}: {answer.streams - streams} of {answer.streams} streams, for want of memory"
+                    )
         if not nodes:
             raise PolicyError(
                 f"no access node of VM group {arg.settings.vm_group!r} can take part: {'; '.join(left_out)}"
@@ -187,7 +192,7 @@ class JobCoordination:
             for queue in placed.queues
             if queue.vms
         ]
-        return Plan(queues=queues, unplaceable=placed.unplaceable)
+        return Plan(queues=queues, unplaceable=placed.unplaceable, power=placed.power)
 
     @step("load_page")
     def load_page(self, arg: PageInput) -> PlanPage:

@@ -1,8 +1,8 @@
 """Which access node backs up which VM. Pure functions: the same answers and VMs give the same plan.
 
 Static: the whole plan before the first VM starts, longest VM first onto the node that would finish it first
-(the LPT rule for machines of different speed). Dynamic: only the first VM of every free stream; after that a
-node that runs dry asks, and gets `next_for` it.
+(the LPT rule for machines of different speed). Dynamic: one common queue, from which the job's ledger gives each
+free stream its VM, to the node with the most power for each of its busy streams first.
 """
 
 from __future__ import annotations
@@ -84,12 +84,10 @@ class NodePlan(Message):
 
 
 class Plan(Message):
-    """Where the VMs go. Every VM is in exactly one node's plan, in `pending`, or in `unplaceable`."""
+    """Where the VMs go. Every VM is in exactly one node's plan or in `unplaceable`."""
 
     nodes: tuple[NodePlan, ...]
     """One for every node that answered, by name."""
-    pending: tuple[str, ...] = ()
-    """Dynamic only: VMs that wait for a node to run dry, in the group's order."""
     unplaceable: tuple[Unplaceable, ...] = ()
 
 
@@ -107,6 +105,8 @@ class Placement:
 
     queues: list[Queue]
     unplaceable: list[Excluded]
+    power: dict[str, float]
+    """Speed of each node relative to the others."""
 
 
 def place(
@@ -149,7 +149,13 @@ def place(
             Excluded(name=by_guid[item.vc_guid].name, vc_guid=item.vc_guid, reason=item.reason)
             for item in unplaceable
         ],
+        power={offer.name: offer.power for offer in offers},
     )
+
+
+def usable_streams(answer: NodeAnswer) -> int:
+    """How many of the streams that a node offers it also has the memory for."""
+    return _offer(answer).usable_streams
 
 
 def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
@@ -177,56 +183,6 @@ def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
         for name, mine in chosen.items()
     ]
     return Plan(nodes=tuple(plans), unplaceable=unplaceable)
-
-
-def place_dynamic_start(
-    nodes: Iterable[NodeOffer], vms: Iterable[VmDemand], limit: int | None = None
-) -> Plan:
-    """Give every free stream its first VM, at most `limit` in all; the rest waits in `pending`.
-
-    The node with the most power for each of its busy streams is served first.
-
-    Raises:
-        InvalidInputError: a node or a VM is given twice.
-    """
-    offers, given = _checked(nodes, vms)
-    pending, unplaceable = _divide(offers, given, _reach(offers, given))
-    started: dict[str, list[str]] = {offer.name: [] for offer in offers}
-    hungry = list(offers)
-    room = len(pending) if limit is None else limit
-    while hungry and room > 0:
-        node = min(hungry, key=lambda offer: (-offer.power / (len(started[offer.name]) + 1), offer.name))
-        vm = next_for(node, pending, offers) if len(started[node.name]) < node.usable_streams else None
-        if vm is None:
-            hungry.remove(node)
-            continue
-        started[node.name].append(vm.vc_guid)
-        pending.remove(vm)
-        room -= 1
-    return Plan(
-        nodes=tuple(NodePlan(node=name, vc_guids=tuple(guids)) for name, guids in started.items()),
-        pending=tuple(vm.vc_guid for vm in pending),
-        unplaceable=unplaceable,
-    )
-
-
-def next_for(
-    node: NodeOffer, pending: Sequence[VmDemand], nodes: Collection[NodeOffer] = ()
-) -> VmDemand | None:
-    """The VM that a dry node gets (step 15), or None when it reaches none of those that wait.
-
-    First those that no other of `nodes` (the living ones) could take, so that this node is not busy with
-    anyone's VM while its own wait; then the order of `pending`.
-    """
-    others = [other for other in nodes if other.name != node.name]
-    shared = _reach(others, pending)
-    mine = _reach([node], pending)
-    reached = [vm for vm in pending if mine[vm.exports]]
-    if others:
-        for vm in reached:
-            if not shared[vm.exports]:
-                return vm
-    return reached[0] if reached else None
 
 
 def _offer(answer: NodeAnswer) -> NodeOffer:

@@ -6,6 +6,7 @@ node's streams are filled from the plan; after that a stream is filled only when
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm
@@ -34,7 +35,10 @@ class Ledger:
         """Start the accounts from the admitted nodes and the plan."""
         for answer in nodes:
             self.state.nodes[answer.node] = NodeLedger(
-                name=answer.node, streams=answer.streams, credits=answer.streams
+                name=answer.node,
+                streams=answer.streams,
+                credits=answer.streams,
+                power=plan.power.get(answer.node, 1.0),
             )
         self.state.queues = [
             QueueLedger(node=queue.node, pages=list(queue.pages), unloaded_count=queue.vm_count)
@@ -79,17 +83,20 @@ class Ledger:
                 return
 
     def gifts(self) -> list[Gift]:
-        """Give VMs to free streams, a round at a time so that every node gets some; credits are taken."""
+        """Give VMs to free streams; credits are taken.
+
+        The node with the most power for each of its busy streams is served first, so that a strong node gets more
+        VMs than a weak one while there are fewer VMs than streams.
+        """
         given: list[Gift] = []
-        progress = True
-        while progress:
-            progress = False
-            for node in self._free_nodes():
-                gift = self._give(node)
-                if gift is not None:
-                    given.append(gift)
-                    progress = True
-        return given
+        busy = Counter(child.node for child in self.state.running.values())
+        while True:
+            hungry = sorted(self._free_nodes(), key=lambda node: -node.power / (busy[node.name] + 1))
+            gift = next((gift for gift in map(self._give, hungry) if gift is not None), None)
+            if gift is None:
+                return given
+            given.append(gift)
+            busy[gift.node] += 1
 
     def started(self, child: ChildRef) -> None:
         """A child runs on its node."""
@@ -171,7 +178,11 @@ class Ledger:
         return queue.node in ("", node.name)
 
     def _choose(self, queue: QueueLedger, node: NodeLedger) -> PlannedVm | None:
-        return next((vm for vm in queue.pending if not vm.nodes or node.name in vm.nodes), None)
+        """First what no other living node could take, lest this node be busy with anyone's VM while its own wait."""
+        mine = [vm for vm in queue.pending if not vm.nodes or node.name in vm.nodes]
+        alive = {other.name for other in self.state.nodes.values() if not other.lost}
+        only = (vm for vm in mine if vm.nodes and alive.intersection(vm.nodes) <= {node.name})
+        return next(only, mine[0] if mine else None)
 
     def _give(self, node: NodeLedger) -> Gift | None:
         for queue in self.state.queues:

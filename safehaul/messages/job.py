@@ -207,6 +207,8 @@ class Plan(Message):
 
     queues: list[PlanQueue]
     unplaceable: list[Excluded] = Field(default_factory=list)
+    power: dict[str, float] = Field(default_factory=dict)
+    """Speed of each node relative to the others, from its cores, load and streams."""
 
 
 class PlannedVm(Message):

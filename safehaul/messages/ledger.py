@@ -30,6 +30,8 @@ class NodeLedger(BaseModel):
     asked: bool = False
     """True once the node has asked (step 15): later VMs are given by request, not by plan."""
     lost: bool = False
+    power: float = 1.0
+    """Speed relative to the other nodes, as step 5 judged it."""
 
 
 class QueueLedger(BaseModel):

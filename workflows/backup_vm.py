@@ -60,11 +60,7 @@ class BackupVm:
         """Steps 6–15. Returns the report of a Completed or Partial VM; fails or is cancelled otherwise."""
         self._input = parse_input(BackupVmInput, raw, more, EXAMPLE)
         self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
-        ending: BaseException | None = None
-        try:
-            await self._back_up()
-        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
-            ending = error
+        ending = await self._try_until_read()
         report = self._story.end(ending, workflow.now())
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
@@ -79,6 +75,21 @@ class BackupVm:
     def progress(self) -> VmProgressDetail:
         """Where this VM stands."""
         return self._story.progress()
+
+    async def _try_until_read(self) -> BaseException | None:
+        """Steps 6–14, anew from another snapshot when the VM has moved; what interrupted them for good, if anything."""
+        for tries_left in reversed(range(policies.VM_TRIES)):
+            try:
+                await self._back_up()
+            except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+                if not tries_left or not self._story.may_begin_anew(error):
+                    return error
+                if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
+                    return error
+                self._story.begin_anew(error)
+            else:
+                return None
+        return None
 
     async def _back_up(self) -> None:
         inspection = await self._inspect()

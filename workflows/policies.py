@@ -62,6 +62,9 @@ AGENT_SILENT_AFTER = timedelta(hours=4)
 RECONCILE_EVERY = timedelta(seconds=30)
 # When no access node answers any more, the job waits this long for one to come back.
 NODES_RETURN_WITHIN = timedelta(minutes=5)
+# A VM that moves while it is read is backed up anew from a new snapshot. One that has moved this many times in one
+# job is being balanced by vSphere: the next job finds it at rest.
+VM_TRIES = 3
 # A coordinator that answers pings and nothing else is not tried for ever.
 COORDINATORS_TRIED = 5
 # Reports are made durable in pages of this many VMs.

@@ -34,14 +34,16 @@ from safehaul.messages.job import (
     LeaseInput,
     NodeAnswer,
     NodeRequest,
-    PageInput,
     PingAnswer,
     PingInput,
+    PrepareInput,
+    ReportPageInput,
+)
+from safehaul.messages.plan import (
+    PageInput,
     Plan,
     PlanPage,
     PlanQueue,
-    PrepareInput,
-    ReportPageInput,
 )
 from safehaul.messages.steps import AskInput
 from safehaul.vsphere import inventory

@@ -25,6 +25,8 @@ from safehaul.messages.job import (
     JobTotals,
     Lease,
     LeaseInput,
+)
+from safehaul.messages.plan import (
     PlannedVm,
 )
 from safehaul.messages.vm import VmReport

@@ -16,7 +16,13 @@ from pydantic import Field
 from safehaul.errors import InvalidInputError
 from safehaul.messages.base import Message
 from safehaul.messages.inventory import VmRecord
-from safehaul.messages.job import Excluded, NodeAnswer, PlannedVm
+from safehaul.messages.job import (
+    Excluded,
+    NodeAnswer,
+)
+from safehaul.messages.plan import (
+    PlannedVm,
+)
 
 VM_OVERHEAD_BYTES = 1 << 30
 """What a VM costs beside its bytes (snapshot, small files, index), as if it were bytes read. Without it a

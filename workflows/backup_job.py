@@ -30,15 +30,18 @@ with workflow.unsafe.imports_passed_through():
         JobSettings,
         JobStatus,
         OpenJobInput,
-        Plan,
         RecordJobInput,
         VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
+    from safehaul.messages.plan import (
+        Plan,
+    )
     from workflows import policies
     from workflows.coordinator import Coordinator
     from workflows.inputs import parse_input
     from workflows.job_details import job_details
+    from workflows.job_reports import JobReporter
     from workflows.job_signals import Mailbox
     from workflows.ledger import Ledger
     from workflows.steps import run_step
@@ -166,7 +169,7 @@ class BackupJob:
                 await self._runner.take_mail()
                 if workflow.cancellation_reason() is not None:
                     raise asyncio.CancelledError
-                await self._runner.write_reports(at_least=policies.REPORT_PAGE_VMS)
+                await self._reporter.write(at_least=policies.REPORT_PAGE_VMS)
                 if self._history_is_long():
                     await workflow.wait_condition(workflow.all_handlers_finished)
                     workflow.continue_as_new({"continued": self._state().model_dump(mode="json")})
@@ -207,7 +210,7 @@ class BackupJob:
     async def _report(self, failure: str, *, cancelled: bool) -> JobReport:
         # Step 17
         assert self._settings is not None
-        return await self._runner.uninterrupted_close(
+        return await self._reporter.close(
             CloseJobInput(
                 job_id=self._job_id,
                 workflow_id=workflow.info().workflow_id,
@@ -215,6 +218,7 @@ class BackupJob:
                 pages=[],
                 cancelled=cancelled,
                 failure=failure,
+                not_started=self._runner.not_started,
                 left_out=self._coordinator.left_out,
                 noteworthy=self._discovery.noteworthy,
                 started_at=self._started_at,
@@ -299,12 +303,10 @@ class BackupJob:
             self._ledger = Ledger(state.ledger)
             self._coordinator.resume(state)
             self._mailbox.resume(state)
-            self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
-            self._mailbox.open(self._ledger)
+            self._assemble()
             return True
         self._request = parse_input(BackupJobRequest, raw, more, EXAMPLE)
-        self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
-        self._mailbox.open(self._ledger)
+        self._assemble()
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
@@ -313,6 +315,11 @@ class BackupJob:
             ]
         )
         return False
+
+    def _assemble(self) -> None:
+        self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
+        self._reporter = JobReporter(self._ledger, self._mailbox, self._coordinator)
+        self._mailbox.open(self._ledger)
 
     def _state(self) -> JobState:
         assert self._settings is not None

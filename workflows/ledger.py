@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm
+from safehaul.messages.job import (
+    ChildRef,
+    NodeAnswer,
+    NodeRequest,
+)
 from safehaul.messages.ledger import LedgerState, NodeLedger, QueueLedger
+from safehaul.messages.plan import (
+    Plan,
+    PlannedVm,
+)
 from safehaul.messages.vm import VmReport
 
 RECENT_REPORTS = 10

@@ -14,8 +14,10 @@ from safehaul.messages.job import (
     JobSettings,
     JobTotals,
     Lease,
-    PlannedVm,
     VmFinished,
+)
+from safehaul.messages.plan import (
+    PlannedVm,
 )
 from safehaul.messages.vm import VmReport
 

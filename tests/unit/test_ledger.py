@@ -7,8 +7,17 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm, PlanQueue
+from safehaul.messages.job import (
+    ChildRef,
+    NodeAnswer,
+    NodeRequest,
+)
 from safehaul.messages.ledger import LedgerState
+from safehaul.messages.plan import (
+    Plan,
+    PlannedVm,
+    PlanQueue,
+)
 from safehaul.messages.vm import VmReport, VmStatus
 from workflows.ledger import Ledger
 

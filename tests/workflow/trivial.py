@@ -33,16 +33,18 @@ from safehaul.messages.job import (
     NodeAnswer,
     NodeRequest,
     OpenJobInput,
-    PageInput,
     PingAnswer,
     PingInput,
+    PrepareInput,
+    RecordJobInput,
+    ReportPageInput,
+)
+from safehaul.messages.plan import (
+    PageInput,
     Plan,
     PlannedVm,
     PlanPage,
     PlanQueue,
-    PrepareInput,
-    RecordJobInput,
-    ReportPageInput,
 )
 from safehaul.messages.steps import (
     AskInput,

@@ -20,6 +20,7 @@ from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.errors import SnapshotLostError, VmMovedError
+    from safehaul.messages.plan import PlannedVm
     from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
     from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
 
@@ -222,6 +223,11 @@ class VmStory:
             for disk in self._disks.values()
         ]
         workflow.set_current_details("\n".join(lines))
+
+
+def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
+    """The report of a VM that was never given to a node."""
+    return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())
 
 
 def table_cell(text: str) -> str:

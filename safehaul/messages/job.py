@@ -191,6 +191,12 @@ class DistributeInput(Message):
     settings: JobSettings
     discovery: Discovery
     nodes: list[NodeAnswer]
+    taken: list[str] = Field(default_factory=list)
+    """VC.GUIDs that run or have ended and stand in no report page yet: a successor plans for the others alone."""
+    report_pages: list[str] = Field(default_factory=list)
+    """Names of the job's objects that hold the reports of the VMs that have ended."""
+    earlier_pages: list[str] = Field(default_factory=list)
+    """Names of the pages of the plan that this one follows."""
 
 
 class NodeRequest(Message):

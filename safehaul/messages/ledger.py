@@ -55,6 +55,12 @@ class LedgerState(BaseModel):
     unwritten: list[VmReport] = Field(default_factory=list)
     report_pages: list[str] = Field(default_factory=list)
     recent: list[VmReport] = Field(default_factory=list)
+    plan_pages: list[str] = Field(default_factory=list)
+    """All pages of the plan in force."""
+    plan_epoch: int = 0
+    """The lease under which that plan was made."""
+    unwanted: list[str] = Field(default_factory=list)
+    """Names and VC.GUIDs that a person cancelled and that are in no page loaded so far."""
 
 
 class JobState(Message):

@@ -116,6 +116,19 @@ def test_a_node_first_takes_what_only_it_can_reach() -> None:
     assert [gift.vm.name for gift in ledger.gifts()] == ["vm1"], "its other node is lost"
 
 
+def test_a_vm_that_was_cancelled_before_its_page_came_is_given_to_nobody() -> None:
+    pages = {"p": [_vm(0), _vm(1)], "q": [_vm(2)]}
+    ledger = _open(pages, {"a": 3})
+    assert ledger.unwant("vm1")
+    assert ledger.unwant("nobody")
+    ledger.loaded("p", pages["p"])
+    assert [vm.name for vm in ledger.withdraw_unwanted()] == ["vm1"]
+    assert ledger.state.unwanted == ["nobody"]
+    assert [gift.vm.name for gift in ledger.gifts()] == ["vm0"]
+    ledger.loaded("q", pages["q"])
+    assert not ledger.unwant("late"), "every page has come: nobody is called so"
+
+
 def test_a_lost_nodes_own_queue_goes_to_the_others() -> None:
     ledger = Ledger()
     plan = Plan(

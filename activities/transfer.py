@@ -31,6 +31,7 @@ from safehaul.messages.steps import (
 )
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory, vms
+from safehaul.vsphere.names import parse_datastore_path
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
 READ_BYTES = 8 * 1024 * 1024
@@ -178,11 +179,13 @@ class _Watch:
                 f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
                 f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
             )
-        used = arg.transport.disk.path[1:].split("]", 1)[0]
+        disk = arg.transport.disk
+        # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
+        used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
         for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
-            if volume.datastore == used and volume.free_bytes < arg.options.min_free_bytes:
+            if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
                 raise PolicyError(
-                    f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
+                    f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
                     f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
                 )
 

@@ -48,6 +48,7 @@ class DataCentre:
         worker_uid: int | None = None,
         ui: bool = True,
         pack_size: str = "1 MiB",
+        min_free: str = "1 MiB",
         gate: bool = False,
     ) -> None:
         """`gate` puts an NfsGate before the read-only filer, which refuses or holds reads when told to."""
@@ -58,6 +59,7 @@ class DataCentre:
         self.distribution = distribution
         self.worker_uid = worker_uid
         self._pack_size = pack_size
+        self._min_free = min_free
         self.state = directory / "hosts"
         self.home = directory / "safehaul"
         self.config = self.home / "safehaul.toml"
@@ -282,7 +284,7 @@ vcenter = "lab"
 media_agent = "{MEDIA_AGENT}"
 rules = [{{ name = "*" }}]
 distribution = "{self.distribution}"
-min_free_bytes = "1 MiB"
+min_free_bytes = "{self._min_free}"
 """
 
     def _export(self, table: str, name: str, remote_host: str, remote_path: str, port: int) -> str:

@@ -19,17 +19,23 @@ from safehaul.errors import (
     TransientError,
 )
 from safehaul.messages.inventory import VmState
+from safehaul.messages.marker import SnapshotMarker
 from safehaul.messages.snapshots import RemovalRecord
 from safehaul.vsphere import tasks
 from safehaul.vsphere.client import VCenter
-from safehaul.vsphere.marker import marker
 from safehaul.vsphere.removal import remove, start_remove
 from safehaul.vsphere.snapshots import create, find, find_all, tree
 from safehaul.vsphere.vms import snapshot_disks, vm_state
 from tests.contract.vcenter_server import SERVERS, LabServer, Server, lab_server
 
 NAME = "safehaul-nightly-1"
-OURS = marker("site", "namespace", "backup-vm/1", "run-1", "vc.vm")
+OURS = SnapshotMarker(
+    installation="site",
+    namespace="namespace",
+    workflow_id="backup-vm/1",
+    first_run_id="run-1",
+    vc_guid="vc.vm",
+).text()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore
 from safehaul.vsphere.inventory import discover
 from tests.contract.lab_server import LabServer
-from tests.contract.vcenter_server import Ability, Server, needs, vm_named
+from tests.contract.vcenter_server import Ability, Server, vm_named
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,6 @@ def test_a_disk_is_attached_once(server: Server, vcenter: VCenter) -> None:
         )
 
 
-@needs(Ability.ATTACH_CHECKS)
 def test_a_disk_that_does_not_exist_is_not_attached(server: Server, vcenter: VCenter) -> None:
     target = vm_named(server, "数据库")
     with pytest.raises(NotFoundError):

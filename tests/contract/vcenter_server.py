@@ -52,8 +52,6 @@ class Ability(StrEnum):
     """Registers a .vmx under a name that its files do not have."""
     REGISTRATION_EVENT = "registration event"
     """Tells a registration as VmRegisteredEvent."""
-    ATTACH_CHECKS = "attach checks"
-    """Refuses to attach a disk that does not exist."""
 
 
 class Server(Protocol):

@@ -81,12 +81,12 @@ class NodeCoordination:
         self._peers.spool(self._node).mkdir(mode=0o700, parents=True, exist_ok=True)
         volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
         reachable: list[str] = []
-        problems: list[str] = []
+        unreachable: dict[str, str] = {}
         for datastore in arg.datastores:
             beat(datastore)
             problem = self._try_export(datastore, volumes.get(datastore))
             if problem:
-                problems.append(problem)
+                unreachable[datastore] = problem
             else:
                 reachable.append(datastore)
         return NodeAnswer(
@@ -97,7 +97,8 @@ class NodeCoordination:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             streams=self._streams,
             reachable_datastores=reachable,
-            problems=problems,
+            problems=list(unreachable.values()),
+            unreachable=unreachable,
         )
 
     @step("ask_for_vm")

@@ -33,6 +33,8 @@ _KINDS = {
 _PATH_OF_URL = re.compile(r"/[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z|~-]*")
 _AUTO_VERSIONS = ["3", "4.1"]
 _DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o600
+"""As ESXi makes its disks."""
 _FILE_ID_PROBES = 3
 
 
@@ -126,6 +128,8 @@ class NfsClientExport:
         self._must_not_exist(path, "create")
         try:
             self._client.touch(path, exist_ok=True)
+            # nfs-rs creates files that everybody may write; nothing is in this one yet.
+            self._client.chmod(path, _FILE_MODE)
         except (nfs_rs.NfsError, OSError) as error:
             raise translate(error, self.definition, "create", path) from error
         if self._regular(path).size:

@@ -53,8 +53,10 @@ def _place(way: str, directory: Path, state: Path, *, writable: bool) -> Iterato
         version: Version = "3" if way == "ganesha 3" else "4.1"
         export = GaneshaExport(directory, "/exports/e", (version,), writable=writable, privileged_port=True)
         with Ganesha([export], state=state, versions=(version,)) as ganesha:
-            place = {"remote_path": "/exports/e", "nfs_port": ganesha.port, "mount_port": ganesha.mount_port}
-            served = base.model_copy(update={"version": version, **place})
+            ports = {"nfs_port": ganesha.port} | (
+                {"mount_port": ganesha.mount_port} if version == "3" else {}
+            )
+            served = base.model_copy(update={"version": version, "remote_path": "/exports/e", **ports})
             yield Place(directory, served, lambda: None)
 
 
@@ -214,7 +216,9 @@ def test_files_of_a_closed_export_are_closed(place: Place) -> None:
         file.read_into(0, bytearray(10))
 
 
-def test_a_new_file_is_written_and_kept(restore: NasExport, writable: Place) -> None:
+def test_a_new_file_is_written_and_kept(
+    restore: NasExport, writable: Place, request: pytest.FixtureRequest
+) -> None:
     restore.make_directory_exclusive("copy")
     content = os.urandom(3 * MIB)
     file = restore.create_exclusive("copy/d.vmdk")
@@ -226,7 +230,10 @@ def test_a_new_file_is_written_and_kept(restore: NasExport, writable: Place) -> 
     file.close()
     assert restore.stat("copy/d.vmdk").size_bytes == 4 * MIB
     writable.settle()
-    assert (writable.directory / "copy" / "d.vmdk").read_bytes() == content + bytes(MIB)
+    written = writable.directory / "copy" / "d.vmdk"
+    assert written.read_bytes() == content + bytes(MIB)
+    # rclone keeps no modes. Elsewhere a disk is for root alone, as ESXi makes it.
+    assert written.stat().st_mode & 0o777 == (0o644 if "rclone" in request.node.name else 0o600)
 
 
 def test_nothing_is_overwritten(restore: NasExport, writable: Place) -> None:

@@ -85,12 +85,12 @@ class NodeCoordination:
         self._peers.spool(self._node).mkdir(mode=0o700, parents=True, exist_ok=True)
         volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
         reachable: list[str] = []
-        problems: list[str] = []
+        unreachable: dict[str, str] = {}
         for datastore in arg.datastores:
             beat(datastore)
             problem = self._try_export(datastore, volumes.get(datastore))
             if problem:
-                problems.append(problem)
+                unreachable[datastore] = problem
             else:
                 reachable.append(datastore)
         return NodeAnswer(
@@ -101,7 +101,8 @@ class NodeCoordination:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             streams=self._streams,
             reachable_datastores=reachable,
-            problems=problems,
+            problems=list(unreachable.values()),
+            unreachable=unreachable,
         )
 
     @step("ask_for_vm")
@@ -123,7 +124,7 @@ class NodeCoordination:
             return f"{self._node}: datastore {datastore!r} is {volume.type}, not NFS"
         try:
             with self._peers.open_export(volume) as export:
-                export.list("")
+                export.free_bytes()  # one small call, however many VMs the datastore holds
         except SafehaulError as error:  # one unreachable export leaves the others usable: it is reported
             return f"{self._node}: {error}"
         return ""

@@ -66,13 +66,12 @@ class PingInput(Message):
 
 
 class PingAnswer(Message):
-    """A node's sign of life."""
+    """A node's sign of life; `load` is the 1-minute average."""
 
     node: str
     version: str
     cores: int
     load: float
-    """1-minute load average."""
     streams: int
 
 
@@ -162,7 +161,8 @@ class NodeAnswer(Message):
     streams: int
     reachable_datastores: list[str]
     problems: list[str] = Field(default_factory=list)
-    """One line for each export or peer that this node could not reach."""
+    """One line for each export or peer that this node could not reach; `unreachable` has them by datastore."""
+    unreachable: dict[str, str] = Field(default_factory=dict)
 
 
 class AdmitInput(Message):

@@ -20,7 +20,6 @@ with workflow.unsafe.imports_passed_through():
     from activities.coordination import JobCoordination
     from activities.discovery import Discoverer
     from safehaul.messages.job import (
-        BackupJobRequest,
         CloseJobInput,
         DiscoverInput,
         Discovery,
@@ -35,6 +34,7 @@ with workflow.unsafe.imports_passed_through():
         VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
+    from safehaul.messages.requests import BackupJobRequest
     from workflows import policies
     from workflows.coordinator import Coordinator
     from workflows.inputs import parse_input
@@ -89,7 +89,7 @@ class BackupJob:
         self._settings = await run_step(
             CommServe.open_job,
             OpenJobInput(request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id),
-            summary=f"Open the job for VM group {self._request.vm_group}",
+            summary=f"Open the job for VM group {self._request.group_name}",
             queue=policies.COMMSERVE_QUEUE,
             policy=policies.COMMSERVE,
         )
@@ -118,7 +118,9 @@ class BackupJob:
             self._stage = "discovering VMs"
             self._discovery = await self._coordinator.ask(
                 Discoverer.discover,
-                DiscoverInput(job_id=self._job_id, settings=settings),
+                DiscoverInput(
+                    job_id=self._job_id, settings=settings, inline_group=self._request.inline_group
+                ),
                 "Step 2 · discover the VMs",
             )
             self._show()
@@ -211,7 +213,7 @@ class BackupJob:
             CloseJobInput(
                 job_id=self._job_id,
                 workflow_id=workflow.info().workflow_id,
-                vm_group=self._request.vm_group,
+                vm_group=self._request.group_name,
                 pages=[],
                 cancelled=cancelled,
                 failure=failure,
@@ -267,7 +269,7 @@ class BackupJob:
         """Where the job stands."""
         return JobProgress(
             job_id=self._job_id,
-            vm_group=self._request.vm_group,
+            vm_group=self._request.group_name,
             status=self._status,
             stage=self._stage,
             coordinator=self._coordinator.name,
@@ -308,7 +310,7 @@ class BackupJob:
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
-                policies.VM_GROUP.value_set(self._request.vm_group),
+                policies.VM_GROUP.value_set(self._request.group_name),
                 policies.BACKUP_STATUS.value_set(JobStatus.RUNNING),
             ]
         )
@@ -317,7 +319,8 @@ class BackupJob:
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
-            request=self._request,
+            # A group that was given whole has done its work once the plan is durable.
+            request=BackupJobRequest(vm_group=self._request.group_name),
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,

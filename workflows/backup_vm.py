@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.job_link import ask_and_report
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
     from workflows.steps import run_step
-    from workflows.vm_report import VmStory
+    from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
 
@@ -116,7 +116,7 @@ class BackupVm:
         with self._story.step(8, "checking each disk's transport"):
             transport = await run_step(
                 Transport.check_transport,
-                CheckTransportInput(vm=self._vm, snapshot=snapshot),
+                CheckTransportInput(vm=self._vm, snapshot=snapshot, disks=self._input.options.disks),
                 queue=self._control,
                 summary="Step 8 · verify the NAS transport, disk by disk",
                 policy=policies.VM_STEP,
@@ -124,11 +124,8 @@ class BackupVm:
         self._story.transport(transport)
         self._stop_if_cancelled()
         if not transport.readable:
-            reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.skipped)
             raise ApplicationError(
-                f"no disk of VM {self._input.name!r} can go through the NAS transport: {reasons or 'no disks'}",
-                type="UnsupportedError",
-                non_retryable=True,
+                nothing_readable(self._input.name, transport), type="UnsupportedError", non_retryable=True
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):

@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field
 
 from safehaul.messages.base import Message
 from safehaul.messages.job import (
-    BackupJobRequest,
     ChildRef,
     Excluded,
     JobSettings,
@@ -17,6 +16,7 @@ from safehaul.messages.job import (
     PlannedVm,
     VmFinished,
 )
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmReport
 
 

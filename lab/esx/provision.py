@@ -41,7 +41,8 @@ def provision(site: Site, state_dir: Path) -> None:
 
 def _check(site: Site) -> None:
     homes = {"", site.datacenter, *(each.name for each in site.more_datacenters)}
-    for item in (*site.datastores, *site.vms):
+    placed: list[DatastoreSpec | VmSpec] = [*site.datastores, *site.vms]
+    for item in placed:
         if item.datacenter not in homes:
             message = f"{item.name!r} is in datacentre {item.datacenter!r}, which the site does not have"
             raise ValueError(message)

@@ -25,16 +25,15 @@ with workflow.unsafe.imports_passed_through():
         DiscoverInput,
         Discovery,
         DistributeInput,
-        JobProgress,
         JobReport,
         JobSettings,
         JobStatus,
         OpenJobInput,
         Plan,
         RecordJobInput,
-        VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
+    from safehaul.messages.progress import JobProgress, NodeProgress, VmProgress
     from workflows import policies
     from workflows.coordinator import Coordinator
     from workflows.inputs import parse_input
@@ -279,10 +278,17 @@ class BackupJob:
                     node=child.node,
                     child_id=child.child_id,
                     started_at=child.started_at,
+                    capacity_bytes=child.capacity_bytes,
                 )
                 for child in self._ledger.state.running.values()
             ],
+            nodes=[
+                NodeProgress(name=node.name, streams=node.streams, lost=node.lost)
+                for node in self._ledger.state.nodes.values()
+            ],
             totals=self._ledger.state.totals,
+            capacity_bytes=self._discovery.capacity_bytes,
+            capacity_ended_bytes=self._ledger.state.capacity_ended_bytes,
             left_out=self._coordinator.left_out,
             recent=self._ledger.state.recent,
             rejected_signals=self._mailbox.rejected,
@@ -295,7 +301,9 @@ class BackupJob:
             state = parse_input(ContinuedJob, raw, more, EXAMPLE).continued
             self._request, self._settings = state.request, state.settings
             self._started_at = state.started_at
-            self._discovery = self._discovery.model_copy(update={"noteworthy": state.noteworthy})
+            self._discovery = self._discovery.model_copy(
+                update={"noteworthy": state.noteworthy, "capacity_bytes": state.capacity_bytes}
+            )
             self._ledger = Ledger(state.ledger)
             self._coordinator.resume(state)
             self._mailbox.resume(state)
@@ -327,6 +335,7 @@ class BackupJob:
             inbox=self._mailbox.inbox,
             to_cancel=self._mailbox.to_cancel,
             started_at=self._started_at,
+            capacity_bytes=self._discovery.capacity_bytes,
             cancel_asked=self._mailbox.cancel_asked,
             rejected_signals=self._mailbox.rejected,
         )
@@ -346,7 +355,7 @@ class BackupJob:
         self._show()
 
     def _show(self) -> None:
-        workflow.set_current_details(job_details(self.progress()))
+        workflow.set_current_details(job_details(self.progress(), workflow.info().namespace))
 
     @property
     def _job_id(self) -> str:

@@ -66,6 +66,7 @@ class BackupVm:
         except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
             ending = error
         report = self._story.end(ending, workflow.now())
+        self._story.tell(report)
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
         await self._ask_for_another_vm(report)

@@ -48,6 +48,8 @@ class LedgerState(BaseModel):
     queues: list[QueueLedger] = Field(default_factory=list)
     running: dict[str, ChildRef] = Field(default_factory=dict)
     totals: JobTotals = Field(default_factory=JobTotals)
+    capacity_ended_bytes: int = 0
+    """By the plan, of the VMs that have ended: what is left of the job is told from it."""
     unwritten: list[VmReport] = Field(default_factory=list)
     report_pages: list[str] = Field(default_factory=list)
     recent: list[VmReport] = Field(default_factory=list)
@@ -66,6 +68,7 @@ class JobState(Message):
     inbox: list[VmFinished] = Field(default_factory=list)
     to_cancel: list[ChildRef] = Field(default_factory=list)
     started_at: datetime
+    capacity_bytes: int = 0
     cancel_asked: bool = False
     rejected_signals: list[str] = Field(default_factory=list)
 

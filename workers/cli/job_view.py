@@ -11,7 +11,7 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
-from safehaul.messages.job import JobProgress
+from safehaul.messages.progress import JobProgress
 from workers.cli.output import console, safe, say, size
 
 MAX_ROWS = 40

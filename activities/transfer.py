@@ -174,6 +174,7 @@ class _Watch:
                 disk=disk.label,
                 done_bytes=done_bytes,
                 capacity_bytes=disk.capacity_bytes,
+                vm_done_bytes=self._arg.done_before_bytes + done_bytes,
                 waits_for=waits_for,
             )
         )

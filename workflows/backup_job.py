@@ -269,6 +269,7 @@ class BackupJob:
             vm_group=self._request.vm_group,
             status=self._status,
             stage=self._stage,
+            started_at=self._started_at,
             coordinator=self._coordinator.name,
             waiting=self._ledger.waiting,
             running=[

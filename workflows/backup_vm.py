@@ -222,6 +222,7 @@ class BackupVm:
                         transport=disk,
                         options=self._input.options,
                         snapshot_created_at=created_at,
+                        done_before_bytes=sum(item.bytes_capacity for item in transfers),
                     ),
                     queue=policies.streams_queue(self._input.node),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",

@@ -39,6 +39,8 @@ class JobProgress(Message):
     vm_group: str
     status: JobStatus
     stage: str
+    started_at: datetime | None = None
+    """Of the job's first run; None: the CommServe is of an earlier version."""
     coordinator: str = ""
     waiting: int = 0
     running: list[VmProgress] = Field(default_factory=list)
@@ -61,5 +63,7 @@ class TransferBeat(Message):
     done_bytes: int
     """Offset on the disk up to which it has been read, holes included."""
     capacity_bytes: int
+    vm_done_bytes: int = 0
+    """The same over the VM's disks: those that were read before this one, and this one so far."""
     waits_for: str = ""
     """`filer` while a read is awaited, `repository` while what was read is written."""

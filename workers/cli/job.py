@@ -16,6 +16,7 @@ from workers.bootstrap import connect
 from workers.cli import exits, job_calls, job_report, job_view
 from workers.cli.job_calls import Standing
 from workers.cli.output import Json, of, run, safe, say, show_json
+from workers.cli.vm_looks import VmLooks
 
 app = typer.Typer(no_args_is_help=True)
 WorkflowId = Annotated[str, typer.Argument(help="The job's workflow id, as `job start` prints it.")]
@@ -117,6 +118,7 @@ def cancel(
 async def _follow(client: Client, workflow_id: str, *, quiet: bool) -> Standing:
     """Show progress until the job ends. Raises what `job_calls.standing` does, silence only after SILENCE_S."""
     heard = time.monotonic()
+    looks = VmLooks(client)
     with job_view.LiveView(quiet=quiet) as view:
         while True:
             try:
@@ -129,8 +131,9 @@ async def _follow(client: Client, workflow_id: str, *, quiet: bool) -> Standing:
                 heard = time.monotonic()
                 if not found.runs:
                     return found
-                if found.progress is not None:
-                    view.update(found.progress)
+                if found.progress is not None and not quiet:
+                    await looks.renew(found.progress.running)
+                    view.update(found.progress, looks.of)
             await asyncio.sleep(POLL_S)
 
 

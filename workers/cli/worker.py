@@ -10,6 +10,7 @@ import typer
 from workers import access_node as access_node_worker
 from workers import commserve as commserve_worker
 from workers import media_agent as media_agent_worker
+from workers.cli import completion
 from workers.cli.output import of, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -26,7 +27,9 @@ def commserve(context: typer.Context) -> None:
 @app.command("access-node")
 def access_node(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Its name in [[access_nodes]].")],
+    name: Annotated[
+        str, typer.Argument(help="Its name in [[access_nodes]].", autocompletion=completion.access_nodes)
+    ],
 ) -> None:
     """Run an access node. Example: `safehaul worker access-node node-1`."""
     _log()
@@ -36,7 +39,9 @@ def access_node(
 @app.command("media-agent")
 def media_agent(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Its name in [[media_agents]].")],
+    name: Annotated[
+        str, typer.Argument(help="Its name in [[media_agents]].", autocompletion=completion.media_agents)
+    ],
 ) -> None:
     """Run a MediaAgent. Example: `safehaul worker media-agent vault`."""
     _log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -192,30 +193,51 @@ def test_two_vms_of_one_name_must_be_told_apart(
     assert "vc.1, vc.2" in capsys.readouterr().err
 
 
-def _completed(config: Path | None, line: str) -> tuple[list[str], str]:
-    """What bash would offer at the end of the line, and what was printed to stderr."""
-    environment = dict(os.environ) | {
-        "_SAFEHAUL_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(line.count(" ")),
-    }
-    if config is not None:
-        environment["SAFEHAUL_CONFIG"] = str(config)
-    done = subprocess.run(
-        [tool("safehaul")], capture_output=True, text=True, timeout=60, check=False, env=environment, cwd="/"
-    )
-    return [line for line in done.stdout.splitlines() if line], done.stderr
+@pytest.fixture
+def offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], list[str]]:
+    """What bash would offer at the end of a line; nothing may go to stderr."""
+
+    def ask(line: str) -> list[str]:
+        monkeypatch.setenv("_SAFEHAUL_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+        capsys.readouterr()
+        assert run([]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        return [item for item in shown.out.splitlines() if item]
+
+    return ask
 
 
-def test_the_shell_is_offered_groups_nodes_jobs_and_backups(jobs: Path, backup: str) -> None:
+def test_the_shell_is_offered_groups_nodes_jobs_and_backups(
+    jobs: Path, backup: str, offered: Callable[[str], list[str]]
+) -> None:
     assert run(["--config", str(jobs), "catalog", "rebuild"]) == 0
-    assert _completed(jobs, "safehaul job start n") == (["nightly"], "")
-    assert _completed(jobs, "safehaul worker access-node ") == (["n1"], "")
-    assert _completed(jobs, "safehaul job watch nightly-") == (["nightly-3", "nightly-2", "nightly-1"], "")
-    assert _completed(jobs, "safehaul backups verify vc") == ([backup], "")
-    assert _completed(None, f"safehaul --config {jobs} backups list --vm w") == (["web"], "")
+    begin = f"safehaul --config {jobs}"
+    assert offered(f"{begin} job start n") == ["nightly"]
+    assert offered(f"{begin} worker access-node ") == ["n1"]
+    assert offered(f"{begin} job watch nightly-") == ["nightly-3", "nightly-2", "nightly-1"]
+    assert offered(f"{begin} backups verify vc") == [backup]
+    assert offered(f"{begin} backups list --vm w") == ["web"]
 
 
-def test_completion_without_a_configuration_offers_nothing_and_prints_nothing() -> None:
-    assert _completed(Path("/nowhere.toml"), "safehaul job watch ") == ([], "")
-    assert _completed(Path("/nowhere.toml"), "safehaul jo") == (["job"], "")
+def test_completion_without_a_configuration_offers_nothing_and_prints_nothing(
+    offered: Callable[[str], list[str]],
+) -> None:
+    assert offered("safehaul --config /nowhere.toml job watch ") == []
+    assert offered("safehaul --config /nowhere.toml repo info --media-agent ") == []
+
+
+def test_the_installed_command_completes_itself() -> None:
+    environment = dict(os.environ) | {"_SAFEHAUL_COMPLETE": "complete_bash"}
+    environment |= {"COMP_WORDS": "safehaul jo", "COMP_CWORD": "1"}
+    command = [tool("safehaul")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert (done.stdout.split(), done.stderr) == (["job"], "")
+    shown = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=False
+    )
+    assert "_SAFEHAUL_COMPLETE" in shown.stdout

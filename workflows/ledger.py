@@ -168,13 +168,14 @@ class Ledger:
         child = self.state.running.pop(child_id, None)
         if child is None:
             return None
-        self.record(report)
+        self.record(report, child.capacity_bytes)
         if request is not None and request.node == child.node:
             self.node_answers(child.node, asked=True)
         return child
 
-    def record(self, report: VmReport) -> None:
-        """Count a VM's end and keep its report until it is durable."""
+    def record(self, report: VmReport, capacity_bytes: int = 0) -> None:
+        """Count a VM's end and keep its report until it is durable; `capacity_bytes` is the plan's."""
+        self.state.capacity_ended_bytes += capacity_bytes
         self.state.totals = self.state.totals.plus(report)
         self.state.unwritten.append(report)
         self.state.recent = [*self.state.recent, report][-RECENT_REPORTS:]

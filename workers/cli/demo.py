@@ -18,6 +18,7 @@ from lab.datacentre import VM_GROUP, DataCentre
 from lab.processes import LabError, answers, tool
 from lab.proof import Witness, compare_disks, file_system_check, frozen_record, is_ext4, one_point_in_time
 from lab.site import LAB_PASSWORD, demo_site
+from workers.cli.output import show_json
 
 WORKFLOW_ID = "demo-1"
 JOB_WITHIN_S = 600.0
@@ -37,6 +38,7 @@ class Demo:
         self._keep = keep
         self._say = say
         self._failures: list[str] = []
+        self._report: dict[str, Any] = {}
         self._directory = Path(tempfile.mkdtemp(prefix="safehaul-demo-"))
         self._lab = DataCentre(self._directory, demo_site(vms))
 
@@ -64,6 +66,10 @@ class Demo:
             return 130
         return 1 if self._failures else 0
 
+    def result(self) -> dict[str, Any]:
+        """What `run` has found, for scripts."""
+        return {"passed": not self._failures, "failures": self._failures, "report": self._report or None}
+
     def _play(self) -> None:
         started = time.monotonic()
         self._say("Starting a data centre on loopback: hosts, vCenter, NFS filers, Temporal …")
@@ -74,7 +80,7 @@ class Demo:
         witness = Witness(self._lab.hosts, self._lab.state / "datastores")
         served_before = self._lab.served_bytes()
         self._start_job()
-        report = self._wait_for_job()
+        report = self._report = self._wait_for_job()
         self._show_report(report)
         self._check_job(report, self._lab.served_bytes() - served_before)
         self._check_disks(report)
@@ -258,14 +264,19 @@ class Demo:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def run_demo(vms: int = 6, *, keep: bool = False) -> int:
-    """Run the demo and print what happens; returns the exit code."""
+def run_demo(vms: int = 6, *, keep: bool = False, as_json: bool = False) -> int:
+    """Run the demo and print what happens; returns the exit code. With `as_json` stdout holds the result only."""
+    told = sys.stderr if as_json else sys.stdout
 
     def say(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        told.write(text + "\n")
+        told.flush()
 
-    return Demo(vms, keep=keep, say=say).run()
+    demo = Demo(vms, keep=keep, say=say)
+    code = demo.run()
+    if as_json:
+        show_json(demo.result())
+    return code
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from lab.esx.client import HostClient
 from lab.filer import Filer
 from lab.nfs_gate import NfsGate
 from lab.other_user import as_user
-from lab.processes import LabError, LabProcess, free_port, tool
+from lab.processes import LabError, LabProcess, free_port, processes_in, tool
 from lab.site import BACKUP_USER, LAB_PASSWORD, Site, build
 from lab.temporal import TemporalServer
 
@@ -32,6 +33,8 @@ PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
 VM_GROUP = "demo"
 MEDIA_AGENT = "vault"
 FILES_WITHIN_S = 15.0
+# A process that was killed is seen for a moment more.
+ENDED_WITHIN_S = 3.0
 
 
 class DataCentre:
@@ -190,8 +193,14 @@ class DataCentre:
         return self.filer.served_bytes()
 
     def left_behind(self) -> list[str]:
-        """Names of the lab's processes that still run; empty after `stop`."""
-        return [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+        """The lab's processes that still run, and any other that works in its directory; empty after `stop`."""
+        deadline = time.monotonic() + ENDED_WITHIN_S
+        while True:
+            known = [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+            found = [*known, *processes_in(self.directory)]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End everything, workers first; a second call does nothing."""

@@ -94,7 +94,8 @@ class Site(Model):
     datacenter: str = "DC-Lab"
     cluster: str = "cluster-a"
     hosts: list[str] = Field(default_factory=lambda: ["esx-1.lab", "esx-2.lab"], min_length=1)
-    networks: list[str] = Field(default_factory=lambda: ["VM Network"], min_length=1)
+    networks: list[str] = Field(default_factory=lambda: ["VM Network", "Isolated"], min_length=1)
+    distributed_networks: list[str] = Field(default_factory=list)
     folders: list[str] = Field(default_factory=list)
     datastores: list[DatastoreSpec]
     vms: list[VmSpec] = Field(default_factory=list)

@@ -10,7 +10,8 @@ from typing import Any
 from pyVmomi import vim
 
 from lab.esx.api import Cluster, Datastore, Host, Network, Snapshot, State, Task, Vm
-from lab.vcenter import infrastructure
+from lab.vcenter import infrastructure, networks
+from lab.vcenter.cards import network_reference
 from lab.vcenter.nodes import Node
 from lab.vcenter.reflect import moid_of
 from lab.vcenter.tasks import task_info, task_node
@@ -122,6 +123,8 @@ class Inventory:
             builders[cluster.resource_pool] = partial(self._pool_node, cluster)
         for network in state.networks:
             builders[network.moref] = partial(self._network_node, network)
+        if any(each.switch for each in state.networks):
+            builders[networks.SWITCH_MOREF] = partial(networks.switch_node, state)
         return builders
 
     def _datastore_node(self, store: Datastore) -> Node:
@@ -136,7 +139,7 @@ class Inventory:
 
     def _network_node(self, network: Network) -> Node:
         members = self._vms_on_network.get(network.moref, [])
-        return infrastructure.network_node(network, self.state, members)
+        return networks.network_node(network, self.state, members)
 
     def _datacenter_node(self) -> Node:
         state, datacenter = self.state, self.state.datacenter
@@ -147,7 +150,7 @@ class Inventory:
             "datastoreFolder": lambda: vim.Folder(datacenter.datastore_folder),
             "networkFolder": lambda: vim.Folder(datacenter.network_folder),
             "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores],
-            "network": lambda: [vim.Network(each.moref) for each in state.networks],
+            "network": lambda: [network_reference(each.moref) for each in state.networks],
         }
         return Node(vim.Datacenter(datacenter.moref), builders)
 
@@ -194,7 +197,7 @@ class Inventory:
         if moid == datacenter.datastore_folder:
             children += [vim.Datastore(each.moref) for each in state.datastores]
         if moid == datacenter.network_folder:
-            children += [vim.Network(each.moref) for each in state.networks]
+            children += networks.children(state)
         return children + self._vms_by("parent").get(moid, [])
 
     def _browser_node(self, moid: str) -> Node | None:

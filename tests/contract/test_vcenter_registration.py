@@ -14,10 +14,11 @@ from safehaul.errors import (
     NotFoundError,
     PermissionRefusedError,
 )
-from safehaul.vsphere import registration
+from safehaul.vsphere import registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore
 from safehaul.vsphere.inventory import discover
+from safehaul.vsphere.vm_disks import DiskChange
 from tests.contract.vcenter_server import LabServer, lab_server
 
 
@@ -104,13 +105,11 @@ def test_a_disk_is_attached_once(lab: LabServer, vcenter: VCenter) -> None:
     registration.unregister(vcenter, source.moref)
     disk, controller = source.disks[0].path, target.disks[0].controller_key
     for _ in range(2):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, disk, controller_key=controller, unit_number=9
-        )
+        vm_disks.change_disks(vcenter, target.moref, [DiskChange(controller, 9, "", disk)])
     assert [each.path for each in lab.vm("数据库").disks].count(disk) == 1
     with pytest.raises(AlreadyExistsError):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, "[gold] other/other.vmdk", controller_key=controller, unit_number=9
+        vm_disks.change_disks(
+            vcenter, target.moref, [DiskChange(controller, 9, "", "[gold] other/other.vmdk")]
         )
 
 

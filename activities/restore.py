@@ -83,7 +83,7 @@ class Restores:
             directory=f"[{settings.datastore}] {settings.name}",
             disks=disks,
             missing_disks=missing_disks(manifest),
-            warnings=manifest.warnings,
+            warnings=[*manifest.warnings, *_encryption_warnings(hardware)],
         )
         place = _find_place(vcenter, settings)
         chosen = _choose_networks(vcenter, place, hardware, settings)
@@ -221,6 +221,17 @@ def hardware_of(manifest: Manifest) -> VmHardware:
             f"backup {manifest.backup_id} of VM {manifest.vm_name!r} does not hold the VM's configuration: restore "
             "its disks with `safehaul restore disk`"
         ) from None
+
+
+def _encryption_warnings(hardware: VmHardware) -> list[str]:
+    """What of the VM cannot come back, though its disks can (vmware-facts 22)."""
+    if not (hardware.has_vtpm or hardware.key_id):
+        return []
+    told = (
+        "the VM had a virtual TPM or an encrypted home, whose keys are with its key provider: the new VM has "
+        "neither, and a guest that seals its disks with the TPM will ask for its recovery key"
+    )
+    return [told]
 
 
 def missing_disks(manifest: Manifest) -> list[str]:

@@ -29,6 +29,19 @@ Node = Annotated[str | None, typer.Option(help="Access node; default: the first 
 VCenter = Annotated[str | None, typer.Option(help="Target vCenter; default: the backup's own.")]
 WorkflowId = Annotated[str | None, typer.Option(help="Default: made of the time.")]
 Wait = Annotated[bool, typer.Option(help="Wait for its end.")]
+Mac = Annotated[MacPolicy, typer.Option(help="New addresses, or the recorded ones when no VM has them.")]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option(help='"OLD=NEW": cards that were on network OLD get NEW. May be given again.'),
+]
+Connect = Annotated[bool, typer.Option("--connect", help="Connect the network cards at power on.")]
+PowerOn = Annotated[bool, typer.Option("--power-on", help="Power the VM on once all is verified.")]
+InPlace = Annotated[
+    bool, typer.Option("--in-place", help="Over the VM itself: it must be off, its old disks are kept.")
+]
+DeleteOld = Annotated[
+    bool, typer.Option("--delete-old", help="With --in-place: delete the old disks at the end.")
+]
 
 
 @app.command()
@@ -43,31 +56,18 @@ def vm(
     cluster: Annotated[str, typer.Option(help="Default: the first that mounts the datastore.")] = "",
     resource_pool: Annotated[str, typer.Option(help="Default: the cluster's root pool.")] = "",
     host: Annotated[str, typer.Option(help="ESXi host; default: vCenter chooses.")] = "",
-    mac: Annotated[
-        MacPolicy, typer.Option(help="New addresses, or the recorded ones when no VM has them.")
-    ] = MacPolicy.NEW,
-    network: Annotated[
-        list[str] | None,
-        typer.Option(help='"OLD=NEW": cards that were on network OLD get NEW. May be given again.'),
-    ] = None,
+    mac: Mac = MacPolicy.NEW,
+    network: Networks = None,
     confirm: Annotated[str | None, typer.Option(help="With --in-place: the VM's name, for scripts.")] = None,
     access_node: Node = None,
     media_agent: Agent = None,
     vcenter: VCenter = None,
     workflow_id: WorkflowId = None,
     *,
-    connect_cards: Annotated[
-        bool, typer.Option("--connect", help="Connect the network cards at power on.")
-    ] = False,
-    power_on: Annotated[
-        bool, typer.Option("--power-on", help="Power the VM on once all is verified.")
-    ] = False,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Over the VM itself: it must be off, its old disks are kept.")
-    ] = False,
-    delete_old: Annotated[
-        bool, typer.Option("--delete-old", help="With --in-place: delete the old disks at the end.")
-    ] = False,
+    connect_cards: Connect = False,
+    power_on: PowerOn = False,
+    in_place: InPlace = False,
+    delete_old: DeleteOld = False,
     wait: Wait = True,
     as_json: Json = False,
 ) -> None:

@@ -15,6 +15,7 @@ from activities.discovery import Discoverer
 from activities.index import AccessNodeIndexing
 from activities.peers import Peers
 from activities.restore import Restores
+from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
@@ -58,7 +59,7 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
     """The steps of the control queue, of the streams, and of the common clean-up queue."""
     node, job = NodeCoordination(peers, name, streams), JobCoordination(peers, name)
     snapshots, transport = Snapshots(peers), Transport(peers)
-    transfers, restores = Transfers(peers), Restores(peers)
+    transfers, restores, into = Transfers(peers), Restores(peers), RestoresInto(peers)
     control: list[Step] = [
         node.ping,
         node.prepare_node,
@@ -81,9 +82,17 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         restores.prepare_restore,
         restores.write_vm_files,
         restores.register_vm,
+        restores.finish_vm,
+        restores.power_on_vm,
         restores.discard_restore,
+        into.prepare_in_place,
+        into.prepare_disk,
+        into.switch_disks,
+        into.remove_old_disks,
+        into.discard_disks,
     ]
-    return control, [transfers.transfer_disk, restores.restore_disk], [snapshots.remove_snapshot]
+    clean_up: list[Step] = [snapshots.remove_snapshot, restores.discard_restore, into.discard_disks]
+    return control, [transfers.transfer_disk, restores.restore_disk], clean_up
 
 
 def _worker(

@@ -172,6 +172,14 @@ ASK = StepPolicy(
     start_to_close=PING_WITHIN,
     retry=_ONCE,
 )
+# What a failed restore leaves must go, also when vCenter or the filer is away for a while; then a human is told.
+DISCARD = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=30),
+    schedule_to_close=timedelta(hours=1),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+)
 # A restored disk is written, read back and compared; a try begins the disk again.
 RESTORE_DISK = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,

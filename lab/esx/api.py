@@ -51,6 +51,7 @@ __all__ = [
     "DirectoryEntry",
     "Disk",
     "DiskMode",
+    "EditNic",
     "Event",
     "Fault",
     "FaultRule",
@@ -135,7 +136,10 @@ class TaskStarted(Model):
 
 
 class Event(Model):
-    """Something happened. `type`: vm-registered, snapshot-created, task-completed, … `id` only grows."""
+    """Something happened. `type`: vm-registered, snapshot-created, task-completed, … `id` only grows.
+
+    `other` and `mac` are set on vm-mac-conflict: the other VM's moref, and the address.
+    """
 
     id: int
     time: datetime
@@ -145,6 +149,8 @@ class Event(Model):
     user: str
     message: str
     task: str | None = None
+    other: str | None = None
+    mac: str | None = None
 
 
 class FaultRule(Model):
@@ -278,6 +284,14 @@ class AddDisk(Model):
     mode: DiskMode = "persistent"
 
 
+class EditNic(Model):
+    """Change a network card; None means unchanged. `network` is a moref."""
+
+    key: int
+    network: str | None = None
+    connected: bool | None = None
+
+
 class ReconfigSpec(Model):
     """What to change; None and empty mean unchanged. An `extra_config` value of "" removes the key."""
 
@@ -288,6 +302,7 @@ class ReconfigSpec(Model):
     add_disks: list[AddDisk] = Field(default_factory=list)
     remove_disks: list[int] = Field(default_factory=list)
     delete_files: bool = False
+    edit_nics: list[EditNic] = Field(default_factory=list)
     num_cpu: int | None = Field(default=None, ge=1, le=768)
     memory_mb: int | None = Field(default=None, ge=4)
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lab.guests.pattern import GuestDisk
 
 SECTOR_BYTES = 512
+# The lab has one distributed switch at most; the form is vSphere's.
+SWITCH_UUID = "50 2c 51 5a 4c 41 42 00-11 22 33 44 55 66 77 88"
 
 
 class Model(BaseModel):
@@ -109,10 +111,11 @@ class Host(Model):
 
 
 class Network(Model):
-    """A port group."""
+    """A port group. `switch`: the UUID of its distributed switch; empty on a standard one."""
 
     moref: str
     name: str
+    switch: str = ""
 
 
 class Datastore(Model):
@@ -190,12 +193,18 @@ class Controller(Model):
 
 
 class Nic(Model):
-    """A network card; `network` is a port group's moref."""
+    """A network card; `network` is a port group's moref, empty when the hosts have none of `network_name`.
+
+    `connected`: at power on. `address_checked`: whether ESXi refuses a static address outside its range.
+    """
 
     key: int
     label: str
     network: str
+    network_name: str = ""
     mac_address: str
+    address_type: Literal["assigned", "generated", "manual"] = "assigned"
+    address_checked: bool = True
     connected: bool = True
 
 

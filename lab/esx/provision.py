@@ -12,7 +12,7 @@ from lab.esx.disk_files import DiskMaker
 from lab.esx.home import make_home
 from lab.esx.hosts import hash_password
 from lab.esx.labels import attribute_values, labels, tag_ids
-from lab.esx.objects import Controller, Hardware, Nic, Vm
+from lab.esx.objects import SWITCH_UUID, Controller, Hardware, Nic, Vm
 from lab.esx.paths import join
 from lab.esx.places import add_folders, clusters, datacenters, place_of, root_folders
 from lab.esx.runtime import VmRuntime
@@ -82,7 +82,13 @@ def _inventory(site: Site, state_dir: Path) -> SiteRecord:
         labels=labels(site),
         clusters=made_clusters,
         hosts=hosts,
-        networks=[Network(moref=f"network-{40 + n}", name=name) for n, name in enumerate(site.networks)],
+        networks=[
+            *(Network(moref=f"network-{40 + n}", name=name) for n, name in enumerate(site.networks)),
+            *(
+                Network(moref=f"dvportgroup-{50 + n}", name=name, switch=SWITCH_UUID)
+                for n, name in enumerate(site.distributed_networks)
+            ),
+        ],
         folders=folders,
         datastores=[
             _datastore(
@@ -167,6 +173,7 @@ def _make_vm(world: World, site: Site, spec: VmSpec) -> None:
                     key=4000,
                     label="Network adapter 1",
                     network=world.site.networks[0].moref,
+                    network_name=world.site.networks[0].name,
                     mac_address=f"00:50:56:{number >> 8 & 0x3F:02x}:{number & 0xFF:02x}:01",
                 )
             ],

@@ -128,7 +128,8 @@ class Site(Model):
     more_datacenters: list[DatacenterSpec] = Field(default_factory=list)
     attributes: list[str] = Field(default_factory=list)
     tags: list[str] = Field(default_factory=list)
-    networks: list[str] = Field(default_factory=lambda: ["VM Network"], min_length=1)
+    networks: list[str] = Field(default_factory=lambda: ["VM Network", "Isolated"], min_length=1)
+    distributed_networks: list[str] = Field(default_factory=list)
     folders: list[str] = Field(default_factory=list)
     datastores: list[DatastoreSpec]
     vms: list[VmSpec] = Field(default_factory=list)

@@ -271,7 +271,17 @@ class World:
                 del self.frozen[oldest]
                 self.store.delete("frozen", [oldest])
 
-    def event(self, type_name: str, vm: Vm, user: str, message: str, task: str | None = None) -> None:
+    def event(
+        self,
+        type_name: str,
+        vm: Vm,
+        user: str,
+        message: str,
+        task: str | None = None,
+        *,
+        other: str | None = None,
+        mac: str | None = None,
+    ) -> None:
         """Add to the event log; beyond 10,000 the oldest is forgotten."""
         with self._change():
             self._counters.last_event += 1
@@ -284,6 +294,8 @@ class World:
                 user=user,
                 message=message,
                 task=task,
+                other=other,
+                mac=mac,
             )
             self.events.append(event)
             self.store.put("event", str(event.id), event.model_dump_json())

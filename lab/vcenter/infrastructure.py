@@ -7,8 +7,9 @@ from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import Cluster, Datastore, Host, Network, State
+from lab.esx.api import Cluster, Datastore, Host, State
 from lab.esx.objects import Pool
+from lab.vcenter.cards import network_reference
 from lab.vcenter.nodes import Node
 from lab.vcenter.vms import entity_properties
 
@@ -44,7 +45,7 @@ def host_node(host: Host, state: State, vms: list[Any]) -> Node:
         ),
         "vm": lambda: vms,
         "datastore": lambda: [vim.Datastore(each.moref) for each in datastores],
-        "network": lambda: [vim.Network(each.moref) for each in state.networks],
+        "network": lambda: [network_reference(each.moref) for each in state.networks],
         "datastoreBrowser": lambda: vim.host.DatastoreBrowser(f"hostDatastoreBrowser-{host.moref}"),
     }
     return Node(reference, builders)
@@ -60,7 +61,7 @@ def cluster_node(cluster: Cluster, state: State) -> Node:
         "host": lambda: [vim.HostSystem(each.moref) for each in hosts],
         "resourcePool": lambda: vim.ResourcePool(cluster.resource_pool),
         "datastore": lambda: [vim.Datastore(each.moref) for each in datastores],
-        "network": lambda: [vim.Network(each.moref) for each in state.networks],
+        "network": lambda: [network_reference(each.moref) for each in state.networks],
         "summary": lambda: vim.ClusterComputeResource.Summary(
             totalCpu=16000 * len(hosts),
             totalMemory=_HOST_MEMORY_BYTES * len(hosts),
@@ -129,20 +130,6 @@ def datastore_node(datastore: Datastore, state: State, vms: list[Any]) -> Node:
             topLevelDirectoryCreateSupported=True,
             vmfsSparseSupported=True,
         ),
-    }
-    return Node(reference, builders)
-
-
-def network_node(network: Network, state: State, vms: list[Any]) -> Node:
-    """A port group."""
-    reference = vim.Network(network.moref)
-    builders = {
-        **entity_properties(network.name, vim.Folder(state.datacenter.network_folder)),
-        "summary": lambda: vim.Network.Summary(
-            network=reference, name=network.name, accessible=True, ipPoolName=""
-        ),
-        "host": lambda: [vim.HostSystem(each.moref) for each in state.hosts],
-        "vm": lambda: vms,
     }
     return Node(reference, builders)
 

@@ -11,7 +11,8 @@ from pyVmomi import vim
 
 from lab.esx.api import Cluster, Datacenter, Datastore, Host, Network, Snapshot, State, Task, Vm
 from lab.esx.objects import Pool
-from lab.vcenter import infrastructure
+from lab.vcenter import infrastructure, networks
+from lab.vcenter.cards import network_reference
 from lab.vcenter.nodes import Node
 from lab.vcenter.reflect import moid_of
 from lab.vcenter.tasks import task_info, task_node
@@ -137,6 +138,8 @@ class Inventory:
                 builders[pool.moref] = partial(self._pool_node, cluster, pool)
         for network in state.networks:
             builders[network.moref] = partial(self._network_node, network)
+        if any(each.switch for each in state.networks):
+            builders[networks.SWITCH_MOREF] = partial(networks.switch_node, state)
         return builders
 
     def _datastore_node(self, store: Datastore) -> Node:
@@ -151,7 +154,7 @@ class Inventory:
 
     def _network_node(self, network: Network) -> Node:
         members = self._vms_on_network.get(network.moref, [])
-        return infrastructure.network_node(network, self.state, members)
+        return networks.network_node(network, self.state, members)
 
     def _datacenter_node(self, datacenter: Datacenter) -> Node:
         state = self.state
@@ -162,7 +165,7 @@ class Inventory:
             "datastoreFolder": lambda: vim.Folder(datacenter.datastore_folder),
             "networkFolder": lambda: vim.Folder(datacenter.network_folder),
             "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores_in(datacenter)],
-            "network": lambda: [vim.Network(each.moref) for each in state.networks],
+            "network": lambda: [network_reference(each.moref) for each in state.networks],
         }
         return Node(vim.Datacenter(datacenter.moref), builders)
 
@@ -209,7 +212,7 @@ class Inventory:
             if moid == datacenter.datastore_folder:
                 children += [vim.Datastore(each.moref) for each in state.datastores_in(datacenter)]
         if moid == state.datacenter.network_folder:
-            children += [vim.Network(each.moref) for each in state.networks]
+            children += networks.children(state)
         return children + self._vms_by("parent").get(moid, [])
 
     def _browser_node(self, moid: str) -> Node | None:

@@ -45,6 +45,7 @@ PRIVILEGES = (
     "VirtualMachine.Config.Annotation",
     "VirtualMachine.Config.CPUCount",
     "VirtualMachine.Config.ChangeTracking",
+    "VirtualMachine.Config.EditDevice",
     "VirtualMachine.Config.Memory",
     "VirtualMachine.Config.RemoveDisk",
     "VirtualMachine.Config.Rename",

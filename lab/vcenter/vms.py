@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from pyVmomi import VmomiSupport, vim
 
 from lab.esx.api import Hardware, Snapshot, Vm
+from lab.vcenter.cards import network_reference
 from lab.vcenter.devices import FindDatastore, hardware_info
 from lab.vcenter.names import escaped
 from lab.vcenter.nodes import Node, Properties
@@ -61,7 +62,7 @@ class VmProjection:
             "guestHeartbeatStatus": lambda: "gray",
             "layoutEx": self._layout,
             "datastore": self._datastores,
-            "network": lambda: [vim.Network(each) for each in dict.fromkeys(self._networks())],
+            "network": lambda: [network_reference(each) for each in dict.fromkeys(self._networks())],
             "resourcePool": lambda: None if vm.template else vim.ResourcePool(vm.resource_pool),
             "environmentBrowser": lambda: vim.EnvironmentBrowser(f"envbrowser-{vm.moref}"),
             "snapshot": self._snapshot_info,
@@ -236,7 +237,7 @@ class VmProjection:
         return list(found.values())
 
     def _networks(self) -> list[str]:
-        return [each.network for each in self.vm.hardware.nics]
+        return [each.network for each in self.vm.hardware.nics if each.network]
 
     def _children(self, parent: str | None) -> list[Snapshot]:
         return [each for each in self.vm.snapshots if each.parent == parent]

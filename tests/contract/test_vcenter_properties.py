@@ -15,7 +15,7 @@ import pytest
 from pyVmomi import vim
 
 import safehaul.vsphere
-from safehaul.vsphere import registration, tasks
+from safehaul.vsphere import registration, tasks, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore, list_directory
 from safehaul.vsphere.inventory import all_nas_volumes, discover, nas_volumes
@@ -23,6 +23,7 @@ from safehaul.vsphere.properties import PAGE_SIZE, read_object
 from safehaul.vsphere.removal import remove
 from safehaul.vsphere.snapshots import create
 from safehaul.vsphere.stub import Stub
+from safehaul.vsphere.vm_disks import DiskChange
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_config, vm_state
 from tests.contract.vcenter_server import PLAIN_VM, Server, vm_named
 
@@ -110,13 +111,8 @@ def read_everything(vcenter: VCenter, server: Server) -> None:
     registration.power_off(vcenter, plain.moref)
     free = vm_named(server, "off")
     registration.unregister(vcenter, free.moref)
-    registration.reconfigure_add_disk(
-        vcenter,
-        plain.moref,
-        free.disks[0].path,
-        controller_key=plain.disks[0].controller_key,
-        unit_number=9,
-    )
+    change = DiskChange(plain.disks[0].controller_key, 9, "", free.disks[0].path)
+    vm_disks.change_disks(vcenter, plain.moref, [change])
     task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, plain.moref).PowerOnVM_Task())
     vcenter.read(lambda session: tasks._readable_tasks(session, [task]))
 

@@ -12,10 +12,11 @@ from safehaul.errors import (
     NotFoundError,
     PermissionRefusedError,
 )
-from safehaul.vsphere import registration
+from safehaul.vsphere import registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore
 from safehaul.vsphere.inventory import discover
+from safehaul.vsphere.vm_disks import DiskChange
 from tests.contract.lab_server import LabServer
 from tests.contract.vcenter_server import Ability, Server, vm_named
 
@@ -107,27 +108,20 @@ def test_a_disk_is_attached_once(server: Server, vcenter: VCenter) -> None:
     registration.unregister(vcenter, source.moref)
     disk, controller = source.disks[0].path, target.disks[0].controller_key
     for _ in range(2):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, disk, controller_key=controller, unit_number=9
-        )
+        vm_disks.change_disks(vcenter, target.moref, [DiskChange(controller, 9, "", disk)])
     attached = [each for each in vm_named(server, "数据库").disks if each.path == disk]
     assert [(each.controller_key, each.unit_number) for each in attached] == [(controller, 9)]
     with pytest.raises(AlreadyExistsError):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, "[gold] other/other.vmdk", controller_key=controller, unit_number=9
+        vm_disks.change_disks(
+            vcenter, target.moref, [DiskChange(controller, 9, "", "[gold] other/other.vmdk")]
         )
 
 
 def test_a_disk_that_does_not_exist_is_not_attached(server: Server, vcenter: VCenter) -> None:
     target = vm_named(server, "数据库")
+    change = DiskChange(target.disks[0].controller_key, 10, "", "[gold] other/other.vmdk")
     with pytest.raises(NotFoundError):
-        registration.reconfigure_add_disk(
-            vcenter,
-            target.moref,
-            "[gold] other/other.vmdk",
-            controller_key=target.disks[0].controller_key,
-            unit_number=10,
-        )
+        vm_disks.change_disks(vcenter, target.moref, [change])
 
 
 @pytest.mark.parametrize("path", ["[gold] ../x.vmx", "x.vmx", "[gold] a\nb.vmx"])

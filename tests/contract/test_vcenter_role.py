@@ -19,11 +19,12 @@ from pyVmomi import VmomiSupport, vim
 import safehaul.vsphere
 from lab.site import BACKUP_PRIVILEGES, UserSpec
 from safehaul.errors import PermissionRefusedError
-from safehaul.vsphere import registration
+from safehaul.vsphere import registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.inventory import all_nas_volumes, discover
 from safehaul.vsphere.removal import start_remove
 from safehaul.vsphere.snapshots import create, tree
+from safehaul.vsphere.vm_disks import DiskChange
 from safehaul.vsphere.vms import vm_config, vm_state
 from tests.contract.lab_server import LabServer, lab_server
 from tests.contract.snapshot_calls import NAME, OURS, before, remove_all, removed
@@ -83,13 +84,8 @@ def _register(vcenter: VCenter, _lab: LabServer) -> None:
 
 def _attach(vcenter: VCenter, lab: LabServer) -> None:
     target = lab.vm("数据库")
-    registration.reconfigure_add_disk(
-        vcenter,
-        target.moref,
-        lab.vm("off").disks[0].path,
-        controller_key=target.disks[0].controller_key,
-        unit_number=9,
-    )
+    change = DiskChange(target.disks[0].controller_key, 9, "", lab.vm("off").disks[0].path)
+    vm_disks.change_disks(vcenter, target.moref, [change])
 
 
 REFUSED: dict[str, Callable[[VCenter, LabServer], Any]] = {

@@ -116,6 +116,7 @@ def site() -> Site:
     disk = DiskSpec(size_bytes=MIB, content="pattern")
     return Site(
         folders=["prod/web", "prod/a%2fb"],
+        distributed_networks=["dv-prod"],
         datastores=[
             DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
             DatastoreSpec(name="silver", type="NFS41", remote_path="/exports/silver"),

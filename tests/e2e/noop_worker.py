@@ -18,7 +18,8 @@ from activities.commserve import CommServe
 from activities.coordination import JobCoordination, NodeCoordination
 from activities.discovery import Discoverer
 from activities.index import AccessNodeIndexing, MediaAgentIndexing
-from activities.restore import RestoreDesk, Restores
+from activities.restore import Restores
+from activities.restore_desk import RestoreDesk
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
@@ -42,7 +43,7 @@ from safehaul.messages.plan import (
     Plan,
     PlanPage,
 )
-from safehaul.messages.restore import RegisteredVm, RestoredDisk, RestorePlan, RestoreSettings
+from safehaul.messages.restore import RegisteredVm, RestoredDisk, RestoreKind, RestorePlan, RestoreSettings
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
@@ -164,6 +165,7 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
     ),
     # The restore.
     "open_restore": lambda arg: RestoreSettings(
+        kind=RestoreKind.NEW_VM,
         vc_guid="",
         backup_id="",
         name=arg.request.name,

@@ -229,8 +229,9 @@ def test_a_restored_vm_is_a_vm_of_its_own_and_the_next_job_backs_both_up(ran: Ra
     assert differences(ran.lab, vm, dict(zip(keys, flats, strict=True))) == []
     assert not (home / "safehaul-restore.json").exists()
 
-    refused = ran.lab.safehaul(*arguments, check=False)
-    assert "report" not in refused, "a second restore under the same name must be refused"
+    refused = json.loads(ran.lab.safehaul(*arguments, check=False))["report"]
+    assert refused["status"] == "Failed", "a second restore under the same name must be refused"
+    assert "choose another name" in refused["reason"]
     assert differences(ran.lab, vm, dict(zip(keys, flats, strict=True))) == [], "and harms nothing"
 
     second = run_job(ran.lab, "nightly-2")

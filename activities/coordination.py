@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from activities.beat import beat
+from activities.catalog_rows import read_reports
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import (
     check_lease,
     read_plan_page,
-    read_reports,
     read_vm_pages,
     status_of,
     take_lease,
@@ -80,7 +80,7 @@ class NodeCoordination:
         vcenter = self._peers.vcenter(arg.settings.vcenter)
         self._peers.repository(arg.settings.media_agent)
         check_lease(self._peers.repository(arg.settings.media_agent), arg.lease)
-        self._peers.spool(self._node).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._peers.spool(self._node).prepare()
         volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
         reachable: list[str] = []
         problems: list[str] = []

@@ -123,7 +123,7 @@ def _first_match(record: VmRecord, rules: Sequence[RuleBase]) -> tuple[int, Rule
 def _notes(record: VmRecord) -> Iterator[str]:
     """What the report should say of a VM beforehand; the steps decide what it means."""
     if record.template:
-        yield "is a template: read without a snapshot"
+        yield "is a template, which has no snapshots: it is refused; exclude it or convert it to a VM"
     if record.connection_state != "connected":
         yield f"its host reports it as {record.connection_state}"
 

@@ -20,10 +20,27 @@ from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.errors import SnapshotLostError, VmMovedError
-    from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
-    from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
+    from safehaul.messages.steps import (
+        DownloadedFiles,
+        IndexWritten,
+        Removal,
+        SealedBackup,
+        SnapshotRef,
+        TransferResult,
+        TransportReport,
+    )
+    from safehaul.messages.vm import (
+        BackupVmInput,
+        DiskReport,
+        SkippedFile,
+        VmProgressDetail,
+        VmReport,
+        VmStatus,
+    )
 
 MAX_WARNINGS = 50
+# Of skipped files the first ones stand in the VM's reason; all are in its report and in the manifest.
+MAX_REASONS = 5
 SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
@@ -58,7 +75,8 @@ class VmStory:
         self._stopped_at = 0
         self._stage = "starting"
         self._seconds: dict[str, float] = {}
-        self._warnings: list[str] = []
+        self.warnings: list[str] = []
+        self.skipped_files: list[SkippedFile] = []
         self._disks: dict[int, DiskReport] = {}
         self._snapshot_moref = ""
         self._removal: Removal | None = None
@@ -102,11 +120,11 @@ class VmStory:
         """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
         self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
         self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
-        self._disks = {}
+        self._disks, self.skipped_files = {}, []
 
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
-        self._warnings = [*self._warnings, *warnings][:MAX_WARNINGS]
+        self.warnings = [*self.warnings, *warnings][:MAX_WARNINGS]
 
     def snapshot(self, snapshot: SnapshotRef) -> None:
         """Step 7 is done."""
@@ -124,6 +142,12 @@ class VmStory:
                 format=item.format,
                 bytes_capacity=item.disk.capacity_bytes,
             )
+            self.warn(item.warnings)
+
+    def downloaded(self, files: DownloadedFiles) -> None:
+        """Step 9 is done."""
+        self.warn(files.skipped)
+        self.skipped_files = files.skipped_files
 
     def transferred(self, result: TransferResult) -> None:
         """A disk of step 11 is done."""
@@ -145,8 +169,9 @@ class VmStory:
         """Step 13 is done, or handed over."""
         self._removal = removal
 
-    def indexed(self) -> None:
+    def indexed(self, written: IndexWritten) -> None:
         """Step 14 is done."""
+        self.warn(written.warnings)
         self._indexed = True
         self._stage = "done"
         self._show()
@@ -168,7 +193,8 @@ class VmStory:
             snapshot_moref=self._snapshot_moref,
             snapshot_pending=bool(self._removal and self._removal.pending),
             disks=disks,
-            warnings=self._warnings,
+            skipped_files=self.skipped_files,
+            warnings=self.warnings,
             step_seconds=self._seconds,
             bytes_capacity=sum(disk.bytes_capacity for disk in disks),
             bytes_read=sum(disk.bytes_read for disk in disks),
@@ -193,8 +219,12 @@ class VmStory:
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
         if ending is None:
             skipped = [disk for disk in self._disks.values() if disk.transport != "nas"]
-            if skipped:
-                return VmStatus.PARTIAL, "; ".join(f"{disk.label}: {disk.reason}" for disk in skipped)
+            reasons = [f"{disk.label}: {disk.reason}" for disk in skipped]
+            reasons += [f"{file.path}: {file.reason}" for file in self.skipped_files[:MAX_REASONS]]
+            if len(self.skipped_files) > MAX_REASONS:
+                reasons.append(f"and {len(self.skipped_files) - MAX_REASONS} more files")
+            if reasons:
+                return VmStatus.PARTIAL, "; ".join(reasons)
             return VmStatus.COMPLETED, ""
         if isinstance(ending, asyncio.CancelledError) or is_cancelled_exception(ending):
             reason = "cancelled"

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from safehaul.config import models
+from safehaul.config.fields import Section
 from safehaul.config.settings import Settings
 from safehaul.messages.exports import ExportDefinition
 
@@ -71,7 +72,7 @@ def test_no_model_is_left_out() -> None:
     found = {
         item
         for item in vars(models).values()
-        if isinstance(item, type) and issubclass(item, models.Section) and item is not models.Section
+        if isinstance(item, type) and issubclass(item, Section) and item is not Section
     }
     assert found <= set(MODELS)
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -31,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = '{"backup": "VC.GUID/TIME-ID", "name": "web-1 restored", "datastore": "nfs-gold"}'
 
 
-@workflow.defn(name="RestoreVm")
+@workflow.defn(name="RestoreVm", versioning_behavior=VersioningBehavior.PINNED)
 class RestoreVm:
     """Restores one VM as a new one; refuses to overwrite anything."""
 

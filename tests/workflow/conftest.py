@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from activities.commserve import CommServe
 from activities.peers import Peers
@@ -42,8 +42,15 @@ RunWorld = Callable[[World], Any]
 
 
 @asynccontextmanager
-async def running(client: Client, world: World, silent: tuple[str, ...] = ()) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none."""
+async def running(
+    client: Client,
+    world: World,
+    silent: tuple[str, ...] = (),
+    *,
+    workflows: Sequence[type] = WORKFLOWS,
+    build: WorkerDeploymentConfig | None = None,
+) -> AsyncIterator[None]:
+    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning."""
     job, steps = TrivialJob(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
@@ -56,6 +63,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 activities=activities,
                 activity_executor=threads,
                 max_concurrent_activities=slots,
+                deployment_config=build,
                 **options,
             )
             await stack.enter_async_context(worker)
@@ -73,7 +81,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 steps.request_cancel,
                 steps.reconcile,
             ],
-            workflows=WORKFLOWS,
+            workflows=workflows,
             workflow_runner=sandbox(),
         )
         coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from activities.beat import beat
+from activities.catalog_rows import read_reports
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import (
     check_lease,
     no_longer_selected,
     read_plan_page,
-    read_reports,
     read_vm_pages,
     reported_guids,
     status_of,
@@ -82,7 +82,7 @@ class NodeCoordination:
         vcenter = self._peers.vcenter(arg.settings.vcenter)
         self._peers.repository(arg.settings.media_agent)
         check_lease(self._peers.repository(arg.settings.media_agent), arg.lease)
-        self._peers.spool(self._node).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._peers.spool(self._node).prepare()
         volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
         reachable: list[str] = []
         unreachable: dict[str, str] = {}

@@ -12,7 +12,6 @@ from activities.beat import beat
 from activities.disks import check_same, identity_of, open_disk, volumes_of
 from activities.errors import step
 from activities.peers import Peers
-from activities.spool import spool_directory
 from safehaul.errors import IntegrityError, NotFoundError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, sessions
 from safehaul.media.disk_map import DiskMap
@@ -49,23 +48,30 @@ class Transfers:
     def store_files(self, arg: StoreFilesInput) -> StoredFiles:
         """Step 10: puts the VM's files from the spool into the opened backup.
 
-        A second run stores them again, which replaces the first run's. Heartbeats with each file. Errors: the
-        spool is empty (step 9 ran elsewhere), the session is sealed.
+        A second run stores them again, which replaces the first run's, or answers from the record that the first one
+        left in the spool in the files' place. Heartbeats with each file. Errors: the spool is empty (step 9 ran
+        elsewhere), the session is sealed.
         """
-        spool = spool_directory(self._peers, arg.vm)
+        spool = self._peers.spool(arg.vm.node)
+        done = spool.stored(arg.vm)
+        if done is not None:
+            return done
+        directory = spool.directory(arg.vm)
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
         stored: list[StoredFile] = []
         with FileWriter(session) as writer:
             for file in arg.files.files:
                 beat(file.name)
-                kept = writer.add(file.path, file.type, spool / file.spool_name)
+                kept = writer.add(file.path, file.type, directory / file.spool_name)
                 if kept.size_bytes != file.size_bytes:
                     raise IntegrityError(
                         f"file {file.name!a} has {kept.size_bytes} bytes in the spool, {file.size_bytes} came"
                     )
                 stored.append(StoredFile(name=kept.name, size_bytes=kept.size_bytes))
             writer.finish()
-        return StoredFiles(files=stored)
+        result = StoredFiles(files=stored)
+        spool.keep_record(arg.vm, result)
+        return result
 
     @step("transfer_disk")
     def transfer_disk(self, arg: TransferInput) -> TransferResult:

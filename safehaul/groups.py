@@ -194,7 +194,7 @@ def _all_vms(
 def _notes(record: VmRecord, disks: DiskChoice) -> Iterator[str]:
     """What the report should say of a VM beforehand; the steps decide what it means."""
     if record.template:
-        yield "is a template: read without a snapshot"
+        yield "is a template, which has no snapshots: it is refused; exclude it or convert it to a VM"
     if record.connection_state != "connected":
         yield f"its host reports it as {record.connection_state}"
     if not record.disks:

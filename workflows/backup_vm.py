@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -49,7 +50,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
 
 
-@workflow.defn(name="BackupVm")
+@workflow.defn(name="BackupVm", versioning_behavior=VersioningBehavior.PINNED)
 class BackupVm:
     """Backs up one VM on one access node. Started by BackupJob."""
 
@@ -170,13 +171,11 @@ class BackupVm:
             downloaded = await run_on_node(
                 self._input.node,
                 Transport.download_files,
-                DownloadInput(
-                    vm=self._vm, snapshot=snapshot, limit_bytes=self._input.options.spool_limit_bytes
-                ),
+                DownloadInput(vm=self._vm, snapshot=snapshot),
                 summary="Step 9 · download the VM's files",
                 policy=policies.VM_STEP,
             )
-        self._story.warn(downloaded.skipped)
+        self._story.downloaded(downloaded)
         self._stop_if_cancelled()
         session = await self._open_backup(snapshot)
         with self._story.step(10, "storing the VM's files"):
@@ -298,6 +297,8 @@ class BackupVm:
                     files=files,
                     transfers=transfers,
                     done=done,
+                    skipped_files=self._story.skipped_files,
+                    warnings=self._story.warnings,
                 ),
                 queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 12 · read back and commit the manifest",
@@ -327,7 +328,7 @@ class BackupVm:
                 policy=policies.VM_STEP,
             )
             self._stop_if_cancelled()
-            await run_step(
+            written = await run_step(
                 MediaAgentIndexing.write_index,
                 IndexInput(
                     vm=self._vm,
@@ -341,7 +342,7 @@ class BackupVm:
                 summary="Step 14 · write the VM's index",
                 policy=policies.MEDIA_AGENT,
             )
-        self._story.indexed()
+        self._story.indexed(written)
 
     async def _ask_for_another_vm(self, report: VmReport) -> None:
         """Step 15 and the report to the job, as one task that a cancel does not interrupt."""

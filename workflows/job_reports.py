@@ -42,7 +42,7 @@ class JobReporter:
             # The job failed before it had a coordinator with a lease: the CommServe reports it itself.
             return await run_step(
                 CommServe.report_unled_job,
-                close,
+                close.model_copy(update={"media_agent": record.media_agent}),
                 summary="Report the job",
                 queue=policies.COMMSERVE_QUEUE,
                 policy=policies.COMMSERVE,

@@ -21,14 +21,31 @@ from temporalio.exceptions import TimeoutError as StepTimeout
 with workflow.unsafe.imports_passed_through():
     from safehaul.errors import SnapshotLostError, VmMovedError
     from safehaul.messages.plan import PlannedVm
-    from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
-    from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
+    from safehaul.messages.steps import (
+        DownloadedFiles,
+        IndexWritten,
+        Removal,
+        SealedBackup,
+        SnapshotRef,
+        TransferResult,
+        TransportReport,
+    )
+    from safehaul.messages.vm import (
+        BackupVmInput,
+        DiskReport,
+        SkippedFile,
+        VmProgressDetail,
+        VmReport,
+        VmStatus,
+    )
     from workflows.markdown import cell as table_cell
     from workflows.vm_details import VmScene, vm_details
 
 __all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 
 MAX_WARNINGS = 50
+# Of skipped files the first ones stand in the VM's reason; all are in its report and in the manifest.
+MAX_REASONS = 5
 SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
@@ -71,7 +88,8 @@ class VmStory:
         self._stopped_at = 0
         self._stage = "starting"
         self._seconds: dict[str, float] = {}
-        self._warnings: list[str] = []
+        self.warnings: list[str] = []
+        self.skipped_files: list[SkippedFile] = []
         self._disks: dict[int, DiskReport] = {}
         self._snapshot_moref = ""
         self._removal: Removal | None = None
@@ -117,11 +135,11 @@ class VmStory:
         """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
         self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
         self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
-        self._disks = {}
+        self._disks, self.skipped_files = {}, []
 
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
-        self._warnings = [*self._warnings, *warnings][:MAX_WARNINGS]
+        self.warnings = [*self.warnings, *warnings][:MAX_WARNINGS]
 
     def snapshot(self, snapshot: SnapshotRef) -> None:
         """Step 7 is done."""
@@ -139,6 +157,12 @@ class VmStory:
                 format=item.format,
                 bytes_capacity=item.disk.capacity_bytes,
             )
+            self.warn(item.warnings)
+
+    def downloaded(self, files: DownloadedFiles) -> None:
+        """Step 9 is done."""
+        self.warn(files.skipped)
+        self.skipped_files = files.skipped_files
 
     def transferred(self, result: TransferResult) -> None:
         """A disk of step 11 is done."""
@@ -161,8 +185,9 @@ class VmStory:
         """Step 13 is done, or handed over."""
         self._removal = removal
 
-    def indexed(self) -> None:
+    def indexed(self, written: IndexWritten) -> None:
         """Step 14 is done."""
+        self.warn(written.warnings)
         self._indexed = True
         self._stage = "done"
         self._show()
@@ -184,7 +209,8 @@ class VmStory:
             snapshot_moref=self._snapshot_moref,
             snapshot_pending=bool(self._removal and self._removal.pending),
             disks=disks,
-            warnings=self._warnings,
+            skipped_files=self.skipped_files,
+            warnings=self.warnings,
             step_seconds=self._seconds,
             bytes_capacity=sum(disk.bytes_capacity for disk in disks if disk.transport != "deselected"),
             bytes_read=sum(disk.bytes_read for disk in disks),
@@ -216,8 +242,12 @@ class VmStory:
         if ending is None:
             # A disk that the VM group does not want is told among the disks, and lacks nobody.
             skipped = [disk for disk in self._disks.values() if disk.transport not in ("nas", "deselected")]
-            if skipped:
-                return VmStatus.PARTIAL, "; ".join(f"{disk.label}: {disk.reason}" for disk in skipped)
+            reasons = [f"{disk.label}: {disk.reason}" for disk in skipped]
+            reasons += [f"{file.path}: {file.reason}" for file in self.skipped_files[:MAX_REASONS]]
+            if len(self.skipped_files) > MAX_REASONS:
+                reasons.append(f"and {len(self.skipped_files) - MAX_REASONS} more files")
+            if reasons:
+                return VmStatus.PARTIAL, "; ".join(reasons)
             return VmStatus.COMPLETED, ""
         if isinstance(ending, asyncio.CancelledError) or is_cancelled_exception(ending):
             reason = "cancelled"
@@ -244,7 +274,7 @@ class VmStory:
                     disks=list(self._disks.values()),
                     read=frozenset(self._read),
                     seconds=self._seconds,
-                    warnings=self._warnings,
+                    warnings=self.warnings,
                     report=self._report,
                 )
             )

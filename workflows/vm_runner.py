@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from temporalio import workflow
-from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ActivityError,
     ChildWorkflowError,
@@ -140,6 +140,8 @@ class VmRunner:
                 self._vm_input(child),
                 id=child_id,
                 task_queue=policies.COMMSERVE_QUEUE,
+                # One run a VM and job, for ever: a job that was reset asks again for what has ended meanwhile.
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 parent_close_policy=ParentClosePolicy.ABANDON,
                 cancellation_type=ChildWorkflowCancellationType.ABANDON,
                 static_summary=shown(f"{vm.name} on {gift.node}"),
@@ -156,7 +158,8 @@ class VmRunner:
                 memo={"job": info.workflow_id, "vm": vm.name},
             )
         except WorkflowAlreadyStartedError:
-            # After a reset the child of this very job still runs: it will report here.
+            # After a reset: the child of this very job runs, and will report here; or it has ended, and the next
+            # comparison with the server brings its report.
             return
         self._ledger.state.running[child_id] = child.model_copy(
             update={"first_run_id": handle.first_execution_run_id or ""}

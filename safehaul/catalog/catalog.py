@@ -1,7 +1,7 @@
 """The catalogue: what the repositories hold and what jobs did, in a database made for lists and searches.
 
-It is a convenience and never the truth: every row of `backups` and `disks` can be made again from the
-repository, and gives the same row. SQLite by default, PostgreSQL by the same code.
+It is a convenience and never the truth: every row can be made again from the repository, and gives the same row.
+SQLite by default, PostgreSQL by the same code.
 """
 
 from __future__ import annotations
@@ -202,11 +202,16 @@ class _Writing:
         try:
             if kind is None:
                 self._session.commit()
-            elif isinstance(error, OperationalError):
+            elif isinstance(error, DBAPIError):
                 # Met inside the transaction instead of at its end: the same thing to the caller.
                 raise error
         except OperationalError as problem:
             raise BusyError(f"the catalogue {self._url} cannot be written now: {problem.orig}") from None
+        except DBAPIError as problem:
+            raise ConfigError(
+                f"the catalogue {self._url} cannot be written: {problem.orig}; move it away and run "
+                "`safehaul catalog rebuild`"
+            ) from None
         finally:
             self._session.close()
 

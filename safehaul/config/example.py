@@ -66,7 +66,6 @@ name = "node-1"
 streams = 4 # disks read at once; leave it out for the number of cores
 spool_dir = "/var/lib/safehaul/spool"
 spool_limit_bytes = "2 GiB" # the most that the VMs' small files may take there
-labels = { site = "hall-a" }
 
 [[access_nodes]]
 name = "node-2"
@@ -118,6 +117,7 @@ snapshot_debt = "refuse"    # a VM that needed consolidation before: "refuse" it
 pending_snapshot = "refuse" # a VM whose last snapshot is still being removed: "refuse" or "proceed"
 min_free_bytes = "10 GiB"   # a datastore with less: no snapshot, or the snapshot goes
 max_hold_s = 43200          # no snapshot is held longer
+removal_handover_after_s = 600 # a removal that takes longer goes on beside the job, without limit
 """
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from safehaul.config.fields import AbsolutePath, Name, Section, SizeBytes
 from safehaul.config.secrets import SecretRef
 from safehaul.messages.disks import DiskCriteria, DiskSelection
+from safehaul.messages.vm import MAX_HOLD_S, MIN_FREE_BYTES, REMOVAL_HANDOVER_AFTER_S
 from safehaul.patterns import MAX_PATTERN_CHARS
 from safehaul.rules import Rule
 
@@ -168,7 +169,6 @@ class AccessNode(Section):
     spool_dir: AbsolutePath = "/var/lib/safehaul/spool"
     spool_limit_bytes: SizeBytes = Field(default=2 * _GIB, ge=_MIB)
     """The most that the small files of the VMs in work may take in `spool_dir`."""
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
 
 
 class MediaAgent(Section):
@@ -262,10 +262,12 @@ class VmGroup(Section):
     """What to do with a VM that needed consolidation before we touched it."""
     pending_snapshot: Literal["refuse", "proceed"] = "refuse"
     """What to do with a VM whose last backup's snapshot is still being removed."""
-    min_free_bytes: SizeBytes = 10 * _GIB
+    min_free_bytes: SizeBytes = MIN_FREE_BYTES
     """Free space of every datastore of a VM below which no snapshot is made, or an existing one is let go."""
-    max_hold_s: float = Field(default=12 * 3600.0, gt=0, le=7 * 86400)
+    max_hold_s: float = Field(default=MAX_HOLD_S, gt=0, le=7 * 86400)
     """The longest that a snapshot may be held."""
+    removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
+    """A snapshot's removal that takes longer is handed to RemoveSnapshot: the VM's stream is free again."""
 
     @property
     def disk_selection(self) -> DiskSelection:

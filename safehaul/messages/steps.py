@@ -10,7 +10,7 @@ from pydantic import Field
 from safehaul.messages.base import Message
 from safehaul.messages.disks import DiskSelection
 from safehaul.messages.inventory import VmDisk, VmState
-from safehaul.messages.vm import VmOptions, VmReport
+from safehaul.messages.vm import SkippedFile, VmOptions, VmReport
 
 
 class VmRef(Message):
@@ -85,10 +85,13 @@ class DiskTransport(Message):
     reason: str = ""
     export: str = ""
     nfs_version: str = ""
+    """`3` or `4.1`, as this node really speaks it with the filer, whatever the hosts do; empty when unknown."""
     format: str = ""
     chain_depth: int = 0
     extents: list[str] = Field(default_factory=list)
     identity: list[FileIdentity] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    """What is odd about the disk and does not keep it from being read."""
 
 
 class CheckTransportInput(Message):
@@ -139,7 +142,6 @@ class DownloadInput(Message):
 
     vm: VmRef
     snapshot: SnapshotRef
-    limit_bytes: int
 
 
 class DownloadedFiles(Message):
@@ -147,6 +149,9 @@ class DownloadedFiles(Message):
 
     files: list[SpooledFile]
     skipped: list[str] = Field(default_factory=list)
+    """Warnings: of what need not be in the backup."""
+    skipped_files: list[SkippedFile] = Field(default_factory=list)
+    """What is missing from the backup: the VM is Partial."""
 
 
 class OpenBackupInput(Message):
@@ -245,6 +250,9 @@ class SealInput(Message):
     files: StoredFiles
     transfers: list[TransferResult]
     done: ReadingDone
+    skipped_files: list[SkippedFile] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    """What was said of the VM so far."""
 
 
 class SealedBackup(Message):
@@ -317,6 +325,8 @@ class IndexWritten(Message):
 
     backup_id: str
     name: str
+    warnings: list[str] = Field(default_factory=list)
+    """The catalogue could not be written: it only lists what the repository holds."""
 
 
 class AskInput(Message):

@@ -157,7 +157,7 @@ def test_a_listed_guid_that_no_vm_has_is_reported_but_not_one_below_not() -> Non
 def test_templates_and_inaccessible_vms_are_noted() -> None:
     (item,) = _select([{"name": "Production"}]).included
     assert item.notes == (
-        "is a template: read without a snapshot",
+        "is a template, which has no snapshots: it is refused; exclude it or convert it to a VM",
         "its host reports it as inaccessible",
         "has no disk: nothing of it can be backed up",
     )

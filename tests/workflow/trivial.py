@@ -94,7 +94,7 @@ class World:
         """Snapshot name → VC.GUID, of snapshots that exist."""
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
-        self.hooks: dict[str, Callable[[Any], None]] = {}
+        self.hooks: dict[str, Callable[[Any], object]] = {}
         self.reports: dict[str, list[VmReport]] = {}
         self.options = VmOptions(removal_handover_s=20.0)
         self.lock = threading.Lock()

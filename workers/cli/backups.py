@@ -194,9 +194,13 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
     skipped = [
         (item.key or "", item.label, "deselected" if item.deselected else "none", "", "", item.reason)
         for item in manifest.skipped
+        if item.kind == "disk"
     ]
     table(["key>", "disk", "transport", "on disk>", "stored>", "remark"], [*disks, *skipped])
     table(["file", "type", "bytes>"], [(file.name, file.type, file.size_bytes) for file in manifest.files])
+    for item in manifest.skipped:
+        if item.kind != "disk":
+            say(f"{safe(item.kind)} not in the backup: {safe(item.label)}: {safe(item.reason)}")
     if index is not None:
         removal = index.removal
         say(
@@ -204,5 +208,5 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
             f"{safe(str(removal.get('finished_at', '?')))}, consolidation needed afterwards: "
             f"{safe(str(removal.get('consolidation_needed_after', '?')))}"
         )
-    for warning in [*manifest.warnings, *(index.warnings if index else [])]:
+    for warning in dict.fromkeys([*manifest.warnings, *(index.warnings if index else [])]):
         say(f"warning: {safe(warning)}")

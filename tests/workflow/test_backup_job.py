@@ -133,7 +133,7 @@ async def test_cancel_vm_cancels_that_vm_alone(client: Client, job_id: str) -> N
         (["nightly"], "valid dictionary"),
         ([{}], "vm_group: Field required"),
         ([{"vm_group": "x", "vm_grop": 1}], "vm_grop: Extra inputs are not permitted"),
-        ([{"vm_group": 7}], "vm_group: Input should be a valid string"),
+        ([{"vm_group": 7}], "vm_group: must be the name of a VM group"),
         ([{"continued": {}}], "continued.request"),
     ],
 )

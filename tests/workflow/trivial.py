@@ -24,6 +24,7 @@ from safehaul.messages.job import (
     DiscoverInput,
     Discovery,
     DistributeInput,
+    Excluded,
     JobReport,
     JobSettings,
     JobStatus,
@@ -93,6 +94,10 @@ class World:
         self.hooks: dict[str, Callable[[Any], None]] = {}
         self.reports: dict[str, list[VmReport]] = {}
         self.options = VmOptions(removal_handover_s=20.0)
+        self.failed: list[Excluded] = []
+        """What discovery tells as failed."""
+        self.transports = ["nas"]
+        """Step 8's verdict for each disk of every VM."""
         self.lock = threading.Lock()
 
     def did(self, name: str, key: str, arg: Any) -> None:
@@ -157,7 +162,13 @@ class TrivialJob:
     @_defn("discover")
     def discover(self, arg: DiscoverInput) -> Discovery:
         self.world.did("discover", arg.job_id, arg)
-        return Discovery(pages=["vms/0"], vm_count=self.world.vm_count, capacity_bytes=0, datastores=["ds"])
+        return Discovery(
+            pages=["vms/0"],
+            vm_count=self.world.vm_count,
+            capacity_bytes=0,
+            datastores=["ds"],
+            failed=self.world.failed,
+        )
 
     @_defn("take_lease")
     def take_lease(self, arg: LeaseInput) -> Lease:
@@ -310,10 +321,21 @@ class TrivialNode:
     @_defn("check_transport")
     def check_transport(self, arg: CheckTransportInput) -> TransportReport:
         self.world.did("check_transport", arg.vm.vc_guid, arg)
-        disk = VmDisk(key=2000, label="Hard disk 1", capacity_bytes=1 << 20, path="[ds] vm/vm.vmdk")
-        return TransportReport(
-            disks=[DiskTransport(disk=disk, transport="nas", format="flat")], hardware={"name": arg.vm.name}
-        )
+        disks = [
+            DiskTransport(
+                disk=VmDisk(
+                    key=2000 + number,
+                    label=f"Hard disk {number + 1}",
+                    capacity_bytes=1 << 20,
+                    path=f"[ds] vm/vm_{number}.vmdk",
+                ),
+                transport=transport,
+                reason="" if transport == "nas" else f"it is {transport}",
+                format="flat",
+            )
+            for number, transport in enumerate(self.world.transports)
+        ]
+        return TransportReport(disks=disks, hardware={"name": arg.vm.name})
 
     @_defn("download_files")
     def download_files(self, arg: DownloadInput) -> DownloadedFiles:

@@ -117,6 +117,13 @@ class World:
         ]
 
 
+def _disk(number: int, transport: str) -> DiskTransport:
+    path, label = f"[ds] vm/vm_{number}.vmdk", f"Hard disk {number + 1}"
+    disk = VmDisk(key=2000 + number, label=label, capacity_bytes=1 << 20, path=path)
+    reason = "" if transport == "nas" else f"it is {transport}"
+    return DiskTransport(disk=disk, transport=transport, reason=reason, format="flat")
+
+
 def wait_for_cancel(seconds: float = 30.0) -> None:
     """A step's body that ends early when it is cancelled, and ignores the cancel."""
     deadline = time.monotonic() + seconds
@@ -162,13 +169,8 @@ class TrivialJob:
     @_defn("discover")
     def discover(self, arg: DiscoverInput) -> Discovery:
         self.world.did("discover", arg.job_id, arg)
-        return Discovery(
-            pages=["vms/0"],
-            vm_count=self.world.vm_count,
-            capacity_bytes=0,
-            datastores=["ds"],
-            failed=self.world.failed,
-        )
+        count, failed = self.world.vm_count, self.world.failed
+        return Discovery(pages=["vms/0"], vm_count=count, capacity_bytes=0, datastores=["ds"], failed=failed)
 
     @_defn("take_lease")
     def take_lease(self, arg: LeaseInput) -> Lease:
@@ -321,20 +323,7 @@ class TrivialNode:
     @_defn("check_transport")
     def check_transport(self, arg: CheckTransportInput) -> TransportReport:
         self.world.did("check_transport", arg.vm.vc_guid, arg)
-        disks = [
-            DiskTransport(
-                disk=VmDisk(
-                    key=2000 + number,
-                    label=f"Hard disk {number + 1}",
-                    capacity_bytes=1 << 20,
-                    path=f"[ds] vm/vm_{number}.vmdk",
-                ),
-                transport=transport,
-                reason="" if transport == "nas" else f"it is {transport}",
-                format="flat",
-            )
-            for number, transport in enumerate(self.world.transports)
-        ]
+        disks = [_disk(number, transport) for number, transport in enumerate(self.world.transports)]
         return TransportReport(disks=disks, hardware={"name": arg.vm.name})
 
     @_defn("download_files")

@@ -142,7 +142,9 @@ def _reasons(item: Included, expected: Forecast) -> list[str]:
     if expected.trouble:
         return [item.rule, expected.trouble]
     skipped = [
-        f"{disk.label} would be skipped: {disk.reason}" for disk in expected.disks if disk.transport == "none"
+        f"{disk.label}{' would be skipped' if disk.transport == 'none' else ''}: {disk.reason}"
+        for disk in expected.disks
+        if disk.reason
     ]
     return [item.rule, *item.notes, *skipped]
 

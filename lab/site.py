@@ -45,6 +45,7 @@ BACKUP_PRIVILEGES = [
     "VirtualMachine.Provisioning.DiskRandomRead",
     "VirtualMachine.Config.ChangeTracking",
     "VirtualMachine.Inventory.Register",
+    "VirtualMachine.Inventory.Unregister",
     "Resource.AssignVMToPool",
     "Network.Assign",
 ]

@@ -30,6 +30,7 @@ password = { file = "/etc/safehaul/vcenter-password" }
 ca_file = "/etc/safehaul/vcenter-ca.pem"
 # thumbprint_sha256 = "AB:CD:…"
 # insecure_skip_verify = true
+# max_concurrent_calls = 8 # from each worker process; more wait their turn
 
 # What hosts mount as a datastore, and what access nodes open for it. Read only.
 [[exports]]

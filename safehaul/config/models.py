@@ -110,6 +110,8 @@ class VCenter(Section):
     thumbprint_sha256: str = ""
     """SHA-256 of the server's certificate; kept as 64 lower-case hexadecimal digits."""
     insecure_skip_verify: bool = False
+    max_concurrent_calls: int = Field(default=8, ge=1, le=64)
+    """Calls to it at once from each worker process; more wait their turn."""
 
     @field_validator("url")
     @classmethod

@@ -76,7 +76,7 @@ class VCenter:
         thumbprint_sha256: str | None = None,
         insecure: bool = False,
         timeout_s: float = 60.0,
-        max_concurrency: int = 8,
+        max_concurrent_calls: int = 8,
     ) -> None:
         """Opens nothing yet.
 
@@ -92,7 +92,7 @@ class VCenter:
             thumbprint_sha256: the certificate itself, 64 hexadecimal digits, colons allowed.
             insecure: accept any certificate; logged as a warning.
             timeout_s: for connecting, and for each wait for an answer.
-            max_concurrency: calls in flight at the same time.
+            max_concurrent_calls: calls in flight at the same time; more wait their turn for at most `timeout_s`.
 
         Raises:
             ConfigError: the address, thumbprint or CA file is wrong.
@@ -106,7 +106,7 @@ class VCenter:
         self._trust = Trust(ca_file, thumbprint_sha256 or "", insecure)
         self._trust.context()  # a bad CA file shows now and not in the night
         self._timeout_s = timeout_s
-        self._max_concurrency = max_concurrency
+        self._max_concurrent_calls = max_concurrent_calls
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._generation = 0
@@ -233,7 +233,7 @@ class VCenter:
             self._trust,
             version=version,
             timeout_s=self._timeout_s,
-            max_concurrency=self._max_concurrency,
+            max_concurrent_calls=self._max_concurrent_calls,
         )
         try:
             content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()

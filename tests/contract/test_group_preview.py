@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lab.site import BACKUP_PRIVILEGES, DatastoreSpec, DiskSpec, Settings, Site, UserSpec, VmSpec
-from tests.contract.vcenter_server import MIB, PASSWORD, USER, LabServer
+from tests.contract.lab_server import LabServer
+from tests.contract.vcenter_server import MIB, PASSWORD, USER
 from workers.cli.app import run
 
 TWIN = "50000000-0000-4000-8000-000000000001"

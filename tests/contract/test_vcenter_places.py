@@ -27,7 +27,8 @@ from safehaul.messages.inventory import InventoryDetail, UnidentifiedReason, VmR
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.inventory import Inventory, discover
 from safehaul.vsphere.tags import OBJECTS_A_CALL, tags_of
-from tests.contract.vcenter_server import MIB, PASSWORD, USER, LabServer
+from tests.contract.lab_server import LabServer
+from tests.contract.vcenter_server import MIB, PASSWORD, USER
 
 EVERYTHING = tuple(InventoryDetail)
 CROWD = OBJECTS_A_CALL + 20

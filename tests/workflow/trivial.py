@@ -98,10 +98,8 @@ class World:
         self.hooks: dict[str, Callable[[Any], None]] = {}
         self.reports: dict[str, list[VmReport]] = {}
         self.options = VmOptions(removal_handover_s=20.0)
-        self.failed: list[Excluded] = []
-        """What discovery tells as failed."""
-        self.transports = ["nas"]
-        """Step 8's verdict for each disk of every VM."""
+        self.failed: list[Excluded] = []  # as discovery tells them
+        self.transports = ["nas"]  # step 8's verdict for each disk of every VM
         self.lock = threading.Lock()
 
     def did(self, name: str, key: str, arg: Any) -> None:

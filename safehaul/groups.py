@@ -125,8 +125,7 @@ def select(
             refused.append(Excluded(record, rule.text(), trouble or disks.complaint(record.name)))
         else:
             within = rule.positions[guid] if isinstance(rule, GuidRule) else 0
-            notes = tuple(_notes(record, disks))
-            included.append(Included(record, rule.text(), (index, within), disks, notes))
+            included.append(Included(record, rule.text(), (index, within), disks, tuple(_notes(record))))
     return Selection(
         included=tuple(included),
         excluded=tuple(excluded),
@@ -191,7 +190,7 @@ def _all_vms(
         yield known, each.reason
 
 
-def _notes(record: VmRecord, disks: DiskChoice) -> Iterator[str]:
+def _notes(record: VmRecord) -> Iterator[str]:
     """What the report should say of a VM beforehand; the steps decide what it means."""
     if record.template:
         yield "is a template, which has no snapshots: it is refused; exclude it or convert it to a VM"
@@ -199,8 +198,6 @@ def _notes(record: VmRecord, disks: DiskChoice) -> Iterator[str]:
         yield f"its host reports it as {record.connection_state}"
     if not record.disks:
         yield "has no disk: nothing of it can be backed up"
-    for disk, reason in disks.deselected:
-        yield f"{disk.label}: {reason}"
 
 
 def _listed_guids(rules: Iterable[RuleBase]) -> Iterator[str]:

@@ -27,7 +27,7 @@ class PatternError(ValueError):
 
 def plain(text: str) -> str:
     """One form for texts that look the same: some browsers send `é` as two code points."""
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 @lru_cache(maxsize=1024)
@@ -57,8 +57,13 @@ def _regex(pattern: str, *, ignore_case: bool) -> Matcher:
         compiled = re2.compile(pattern, options=options)
     except re2.error as error:
         raise PatternError(f"is no regular expression: {_reason(error)}") from None
-    # RE2 takes no lone surrogates, which a name from elsewhere could hold.
-    return lambda text: compiled.fullmatch(plain(text).encode(errors="replace").decode()) is not None
+
+    def fits(text: str) -> bool:
+        # RE2 takes no lone surrogates, which a name from elsewhere could hold.
+        clean = text if text.isascii() else plain(text).encode(errors="replace").decode()
+        return compiled.fullmatch(clean) is not None
+
+    return fits
 
 
 def _reason(error: Exception) -> str:

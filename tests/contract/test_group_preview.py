@@ -57,8 +57,13 @@ rules = [{{ name = "nothing-is-called-so" }}]
 def _site() -> Site:
     disk = DiskSpec(size_bytes=MIB, content="zero")
     other = disk.model_copy(update={"controller": 1})
+    independent = disk.model_copy(update={"mode": "independent_persistent"})
+    local = disk.model_copy(update={"datastore": "vmfs"})
     return Site(
-        datastores=[DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold")],
+        datastores=[
+            DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
+            DatastoreSpec(name="vmfs", type="VMFS"),
+        ],
         vms=[
             VmSpec(
                 name="web [red]", folder="prod", datastore="gold", disks=[disk, disk], tags=["Backup/gold"]
@@ -67,6 +72,9 @@ def _site() -> Site:
             VmSpec(name="all filtered", datastore="gold", disks=[other], tags=["Backup/gold"]),
             VmSpec(name="scr-1", folder="scratch", datastore="gold", disks=[disk]),
             VmSpec(name="plain", datastore="gold", disks=[disk], tags=["Backup/silver"]),
+            VmSpec(name="mixed", datastore="gold", disks=[disk, independent, local], tags=["Odd/yes"]),
+            VmSpec(name="local only", datastore="vmfs", disks=[disk], tags=["Odd/yes"]),
+            VmSpec(name="diskless", datastore="gold", tags=["Odd/yes"]),
             VmSpec(name="twin", datastore="gold", instance_uuid=TWIN, tags=["Backup/gold"]),
             VmSpec(name="other twin", datastore="gold", instance_uuid=TWIN),
         ],
@@ -114,9 +122,9 @@ def test_every_vm_is_in_one_place_with_its_reason(config: str, capsys: pytest.Ca
         ("web [red]", "tag 'gold'"),
     ]
     web = found["included"][1]
-    assert [(disk["label"], disk["selected"]) for disk in web["disks"]] == [
-        ("Hard disk 1", True),
-        ("Hard disk 2", False),
+    assert [(disk["label"], disk["transport"]) for disk in web["disks"]] == [
+        ("Hard disk 1", "nas"),
+        ("Hard disk 2", "deselected"),
     ]
     assert web["disks"][1]["reason"] == "not selected: excluded by disk filter label 'Hard disk 2'"
     assert web["capacity_bytes"] == MIB
@@ -127,8 +135,29 @@ def test_every_vm_is_in_one_place_with_its_reason(config: str, capsys: pytest.Ca
     assert [(item["name"], item["reason"]) for item in found["excluded"]] == [
         ("scr-1", "excluded by folder 'scratch'")
     ]
-    assert {item["name"] for item in found["unmatched"]} == {"plain", "other twin"}
+    assert {item["name"] for item in found["unmatched"]} >= {"plain", "other twin"}
     assert found["idle_rules"] == [f"rules[2]: VC.GUID {MISSING}", "rules[3]: cluster 'typo'"]
+
+
+def test_what_a_transport_cannot_do_is_told_beforehand(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = {"vcenter": "vc", "media_agent": "vault", "rules": [{"tag": "yes", "category": "Odd"}]}
+    found = _json(config, capsys, json.dumps(group))
+    (mixed,) = found["included"]
+    assert mixed["name"] == "mixed"
+    assert [disk["transport"] for disk in mixed["disks"]] == ["nas", "none", "none"]
+    assert "independent_persistent" in mixed["disks"][1]["reason"]
+    assert mixed["disks"][2]["reason"] == "datastore 'vmfs' is VMFS, not NFS"
+    failing = {item["name"]: item["reason"] for item in found["failing"]}
+    assert failing == {
+        "local only": "no disk can go through the NAS transport: Hard disk 1: datastore 'vmfs' is VMFS, not NFS",
+        "diskless": "no disk can go through the NAS transport: no disks",
+    }
+    assert run(["--config", config, "group", "preview", json.dumps(group)]) == 0
+    shown = capsys.readouterr().out
+    assert "Hard disk 2 would be skipped: it is independent_persistent" in shown
+    assert "1 of 10 VMs of vCenter vc are in, with 1.0 MiB; 2 would fail" in shown
 
 
 def test_a_person_reads_it_as_a_table(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +173,7 @@ def test_a_person_reads_it_as_a_table(config: str, capsys: pytest.CaptureFixture
     assert "no rule matches" in lines["plain"]
     assert "note: rules[3]: cluster 'typo' matches no VM" in shown
     assert (
-        "2 of 7 VMs of vCenter vc are in, with 2.0 MiB; 3 would fail, 1 are excluded, 2 match no rule"
+        "2 of 10 VMs of vCenter vc are in, with 2.0 MiB; 3 would fail, 1 are excluded, 5 match no rule"
         in shown
     )
 
@@ -156,7 +185,7 @@ def test_an_empty_group_is_shown_and_ends_with_1_unless_it_may_be_empty(
     assert run(["--config", config, "group", "preview", "nobody"]) == 1
     told = capsys.readouterr()
     assert "no rule matches" in told.out
-    assert "select none of the 7 VMs" in told.err
+    assert "select none of the 10 VMs" in told.err
     assert _json(config, capsys, "perhaps")["included"] == []
 
 

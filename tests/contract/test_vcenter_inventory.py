@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safehaul.errors import InvalidInputError, NotFoundError
-from safehaul.messages.inventory import UnidentifiedReason
+from safehaul.messages.inventory import InventoryDetail, UnidentifiedReason
 from safehaul.vsphere.datastores import list_directory
 from safehaul.vsphere.inventory import Inventory, all_nas_volumes, discover, nas_volumes
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_config, vm_state
@@ -25,6 +25,14 @@ def test_every_vm_has_a_unique_vc_guid_whatever_the_page_size(server: Server) ->
     guids = [each.vc_guid for each in whole.records]
     assert len(set(guids)) == len(guids) > 0
     assert all(each.startswith(vcenter.about().instance_uuid + ".") for each in guids)
+
+
+def test_custom_attributes_come_by_name_and_only_when_asked_for(server: Server, inventory: Inventory) -> None:
+    asked = discover(server.connect(), details=(InventoryDetail.ATTRIBUTES,))
+    assert {each.name: each.attributes for each in asked.records if each.attributes} == {
+        "web 100% / blue": {"Owner": "team-web"}
+    }
+    assert all(each.attributes == {} for each in inventory.records)
 
 
 @needs(Ability.PAGING)
@@ -50,7 +58,8 @@ def test_names_are_unescaped_and_paths_keep_their_components(inventory: Inventor
     web = by_name["web 100% / blue"]
     assert web.folder == "prod/web"
     assert (web.datacenter, web.cluster) == ("DC-Lab", "cluster-a")
-    assert web.resource_pool
+    # In the cluster's root pool, which people do not see (tests/contract/test_vcenter_places.py has others).
+    assert web.resource_pool == ""
     assert web.host
     assert web.host_moref
     assert web.vmx_path.startswith("[gold] ")

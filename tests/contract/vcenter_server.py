@@ -125,7 +125,12 @@ def site() -> Site:
         vms=[
             VmSpec(name=PLAIN_VM, datastore="gold", disks=[disk], guest_rate=50),
             VmSpec(
-                name="web 100% / blue", folder="prod/web", datastore="gold", disks=[disk], annotation="blue"
+                name="web 100% / blue",
+                folder="prod/web",
+                datastore="gold",
+                disks=[disk],
+                annotation="blue",
+                attributes={"Owner": "team-web"},
             ),
             VmSpec(
                 name="数据库",

@@ -50,8 +50,8 @@ def mounted_by_hosts_as(site: Site, type_: str) -> Site:
     return site.model_copy(update={"datastores": stores})
 
 
-def start_job(lab: DataCentre, workflow_id: str, group: str = VM_GROUP) -> None:
-    """Start a BackupJob with the plain `temporal` command."""
+def start_job(lab: DataCentre, workflow_id: str, group: str | dict[str, Any] = VM_GROUP) -> None:
+    """Start a BackupJob with the plain `temporal` command, for a named group or one that is given whole."""
     done = lab.temporal.cli(
         *("workflow", "start", "--type", "BackupJob", "--task-queue", "commserve"),
         *("--workflow-id", workflow_id, "--input", json.dumps({"vm_group": group})),
@@ -95,7 +95,7 @@ def report_of(lab: DataCentre, workflow_id: str) -> dict[str, Any]:
     return dict(report)
 
 
-def run_job(lab: DataCentre, workflow_id: str, group: str = VM_GROUP) -> dict[str, Any]:
+def run_job(lab: DataCentre, workflow_id: str, group: str | dict[str, Any] = VM_GROUP) -> dict[str, Any]:
     """Start a job, wait for its end, return its report."""
     start_job(lab, workflow_id, group)
     wait_end(lab, workflow_id)

@@ -253,7 +253,9 @@ def test_disk_filters_narrow_the_vm_and_a_vm_without_disks_left_is_refused() -> 
     first, third = selection.included
     assert [disk.key for disk in first.wanted.disks] == [2000]
     assert first.wanted.datastores == ["nas-1", "iso"]
-    assert first.notes == ("Hard disk 2: not selected: excluded by disk filter file '*swap*'",)
+    assert [reason for _, reason in first.disks.deselected] == [
+        "not selected: excluded by disk filter file '*swap*'"
+    ]
     assert third.notes == ("has no disk: nothing of it can be backed up",)
     (refused,) = selection.refused
     assert "leave none of the 1 disks of VM 'only' (Hard disk 2: not selected" in refused.reason

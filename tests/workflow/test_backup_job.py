@@ -190,7 +190,7 @@ async def test_a_node_that_is_busy_with_another_job_is_waited_for(
         (["nightly"], "valid dictionary"),
         ([{}], "vm_group: Field required"),
         ([{"vm_group": "x", "vm_grop": 1}], "vm_grop: Extra inputs are not permitted"),
-        ([{"vm_group": 7}], "vm_group: Input should be a valid string"),
+        ([{"vm_group": 7}], "vm_group: must be the name of a VM group"),
         ([{"continued": {}}], "continued.request"),
     ],
 )

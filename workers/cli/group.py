@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from activities.disks import volumes_of
 from activities.peers import Peers
-from activities.selection import check_not_empty, survey
+from activities.selection import Forecast, check_not_empty, forecast, survey
 from safehaul.config.inline import inline_group
 from safehaul.config.models import VmGroup
 from safehaul.config.settings import Settings
@@ -62,9 +64,12 @@ def preview(
     peers = Peers(settings)
     try:
         selection = survey(peers, chosen)
+        volumes = volumes_of(peers, chosen.vcenter)
     finally:
         peers.close()
-    included = in_order(selection.included, chosen.order)
+    included = [
+        (item, forecast(item, chosen, volumes)) for item in in_order(selection.included, chosen.order)
+    ]
     if as_json:
         show_json(_as_json(chosen, selection, included))
     else:
@@ -94,16 +99,16 @@ def _described(settings: Settings, group: VmGroup) -> dict[str, Any]:
     }
 
 
-def _show(group: VmGroup, selection: Selection, included: list[Included]) -> None:
+def _show(group: VmGroup, selection: Selection, included: list[tuple[Included, Forecast]]) -> None:
     rows: list[tuple[object, ...]] = [
         (
-            "in",
+            "fails" if expected.trouble else "in",
             *_place(item.record),
-            f"{len(item.disks.selected)} of {len(item.record.disks)}",
-            size(item.wanted.capacity_bytes),
-            "; ".join([item.rule, *item.notes]),
+            f"{sum(disk.transport == 'nas' for disk in expected.disks)} of {len(expected.disks)}",
+            size(expected.capacity_bytes),
+            "; ".join(_reasons(item, expected)),
         )
-        for item in included
+        for item, expected in included
     ]
     rows += [
         ("fails", *_place(each.record), len(each.record.disks), "", f"{each.rule}; {each.reason}")
@@ -123,19 +128,34 @@ def _show(group: VmGroup, selection: Selection, included: list[Included]) -> Non
     table(["", "VM", "folder", "disks>", "to back up>", "why"], rows)
     for rule in selection.idle_rules:
         say(f"note: {safe(rule)} matches no VM")
+    good = [expected for _, expected in included if not expected.trouble]
+    failing = selection.seen_count - len(good) - len(selection.excluded) - len(selection.unmatched)
     say(
-        f"{safe(group.name)}: {len(selection.included)} of {selection.seen_count} VMs of vCenter "
-        f"{safe(group.vcenter)} are in, with {size(sum(item.wanted.capacity_bytes for item in included))}; "
-        f"{len(selection.refused) + len(selection.missing_guids)} would fail, {len(selection.excluded)} are excluded, "
+        f"{safe(group.name)}: {len(good)} of {selection.seen_count} VMs of vCenter {safe(group.vcenter)} are in, "
+        f"with {size(sum(expected.capacity_bytes for expected in good))}; "
+        f"{failing + len(selection.missing_guids)} would fail, {len(selection.excluded)} are excluded, "
         f"{len(selection.unmatched)} match no rule"
     )
+
+
+def _reasons(item: Included, expected: Forecast) -> list[str]:
+    if expected.trouble:
+        return [item.rule, expected.trouble]
+    skipped = [
+        f"{disk.label}{' would be skipped' if disk.transport == 'none' else ''}: {disk.reason}"
+        for disk in expected.disks
+        if disk.reason
+    ]
+    return [item.rule, *item.notes, *skipped]
 
 
 def _place(record: VmRecord) -> tuple[str, str]:
     return record.name, "/".join(filter(None, (record.datacenter, record.folder)))
 
 
-def _as_json(group: VmGroup, selection: Selection, included: list[Included]) -> dict[str, Any]:
+def _as_json(
+    group: VmGroup, selection: Selection, included: list[tuple[Included, Forecast]]
+) -> dict[str, Any]:
     return {
         "vm_group": group.name,
         "vcenter": group.vcenter,
@@ -144,21 +164,18 @@ def _as_json(group: VmGroup, selection: Selection, included: list[Included]) -> 
                 **_identity(item.record),
                 "rule": item.rule,
                 "notes": list(item.notes),
-                "capacity_bytes": item.wanted.capacity_bytes,
-                "disks": [
-                    *(
-                        {"key": disk.key, "label": disk.label, "selected": True}
-                        for disk in item.disks.selected
-                    ),
-                    *(
-                        {"key": disk.key, "label": disk.label, "selected": False, "reason": reason}
-                        for disk, reason in item.disks.deselected
-                    ),
-                ],
+                "capacity_bytes": expected.capacity_bytes,
+                "disks": [asdict(disk) for disk in expected.disks],
             }
-            for item in included
+            for item, expected in included
+            if not expected.trouble
         ],
         "failing": [
+            *(
+                {**_identity(item.record), "rule": item.rule, "reason": expected.trouble}
+                for item, expected in included
+                if expected.trouble
+            ),
             *(
                 {**_identity(each.record), "rule": each.rule, "reason": each.reason}
                 for each in selection.refused

@@ -50,7 +50,6 @@ def test_names_are_unescaped_and_paths_keep_their_components(inventory: Inventor
     web = by_name["web 100% / blue"]
     assert web.folder == "prod/web"
     assert (web.datacenter, web.cluster) == ("DC-Lab", "cluster-a")
-    assert web.resource_pool
     assert web.host
     assert web.host_moref
     assert web.vmx_path.startswith("[gold] ")

@@ -22,8 +22,8 @@ with workflow.unsafe.imports_passed_through():
         RestoreVmRequest,
     )
     from workflows import policies
-    from workflows.coordinator import ping
     from workflows.inputs import parse_input
+    from workflows.nodes import ping, run_on_node
     from workflows.snapshot_guard import uninterrupted
     from workflows.steps import run_step
     from workflows.vm_report import explain, table_cell
@@ -101,7 +101,8 @@ class RestoreVm:
                 f"{table_cell(disk.label)} ({number} of {len(plan.disks)})"
             )
             disks.append(
-                await run_step(
+                await run_on_node(
+                    ref.node,
                     Restores.restore_disk,
                     RestoreDiskInput(ref=ref, plan=plan, disk=disk),
                     queue=policies.streams_queue(ref.node),

@@ -19,10 +19,13 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
+    from safehaul.errors import SnapshotLostError, VmMovedError
+    from safehaul.messages.plan import PlannedVm
     from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
     from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
 
 MAX_WARNINGS = 50
+SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
 def explain(error: BaseException) -> str:
@@ -89,6 +92,18 @@ class VmStory:
     def stopped(self) -> None:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
         self._stopped_at = self._step
+
+    def may_begin_anew(self, error: BaseException) -> bool:
+        """True when only the snapshot was lost, and it is gone for certain: a new one may be read to its end."""
+        cause = error.cause if isinstance(error, ActivityError) else None
+        lost = isinstance(cause, ApplicationError) and cause.type in SNAPSHOT_LOST
+        return lost and self._removal is not None and self._removal.gone
+
+    def begin_anew(self, error: BaseException) -> None:
+        """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
+        self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
+        self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
+        self._disks = {}
 
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
@@ -208,6 +223,11 @@ class VmStory:
             for disk in self._disks.values()
         ]
         workflow.set_current_details("\n".join(lines))
+
+
+def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
+    """The report of a VM that was never given to a node."""
+    return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())
 
 
 def table_cell(text: str) -> str:

@@ -35,6 +35,8 @@ from safehaul.messages.job import (
     NodeAnswer,
     NodeRequest,
     PingAnswer,
+)
+from safehaul.messages.plan import (
     Plan,
     PlanPage,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -38,6 +39,15 @@ def data_centre(site: Site, **options: Any) -> Iterator[DataCentre]:
         left = lab.left_behind()
         shutil.rmtree(directory, ignore_errors=True)
         assert not left, f"processes are left behind: {left}"
+
+
+def mounted_by_hosts_as(site: Site, type_: str) -> Site:
+    """The same site whose NAS datastores are all of that type: `NFS` is v3, `NFS41` is v4.1."""
+    stores = [
+        store.model_copy(update={"type": type_}) if store.type != "VMFS" else store
+        for store in site.datastores
+    ]
+    return site.model_copy(update={"datastores": stores})
 
 
 def start_job(lab: DataCentre, workflow_id: str, group: str = VM_GROUP) -> None:
@@ -120,6 +130,20 @@ def steps_of(lab: DataCentre, workflow_id: str) -> list[DoneStep]:
             name, queue, begun = scheduled[number]
             steps.append(DoneStep(name, queue, started.get(number, ""), begun, at))
     return steps
+
+
+def results_of(lab: DataCentre, workflow_id: str, activity: str) -> list[dict[str, Any]]:
+    """What the activity of that name has returned in a workflow, from its history."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    names: dict[str, str] = {}
+    results: list[dict[str, Any]] = []
+    for item in json.loads(done.stdout)["events"]:
+        if scheduled := item.get("activityTaskScheduledEventAttributes"):
+            names[item["eventId"]] = scheduled["activityType"]["name"]
+        completed = item.get("activityTaskCompletedEventAttributes")
+        if completed and names[completed["scheduledEventId"]] == activity:
+            results.append(json.loads(base64.b64decode(completed["result"]["payloads"][0]["data"])))
+    return results
 
 
 def restored_images(lab: DataCentre, vm: dict[str, Any]) -> dict[int, Path]:

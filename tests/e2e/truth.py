@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from lab.datacentre import DataCentre
 from lab.proof import Witness
-from tests.e2e.site import differences, restored_images
+from tests.e2e.site import differences, restored_images, results_of
 
 SERVED_TOLERANCE = 0.05
 
@@ -79,17 +78,9 @@ def _job_objects(lab: DataCentre, report: dict[str, Any]) -> list[str]:
 
 def _answers(lab: DataCentre, report: dict[str, Any]) -> list[str]:
     """The nodes' recorded answers of steps 1 and 4: who lives, with what power, and what he can reach."""
-    done = lab.temporal.cli("workflow", "show", "--workflow-id", report["workflow_id"], "--output", "json")
-    names: dict[str, str] = {}
     found: list[str] = []
-    for item in json.loads(done.stdout)["events"]:
-        scheduled = item.get("activityTaskScheduledEventAttributes")
-        if scheduled:
-            names[item["eventId"]] = scheduled["activityType"]["name"]
-        completed = item.get("activityTaskCompletedEventAttributes")
-        name = names.get(completed["scheduledEventId"]) if completed else None
-        if completed and name in ("ping", "prepare_node"):
-            answer = json.loads(base64.b64decode(completed["result"]["payloads"][0]["data"]))
+    for name in ("ping", "prepare_node"):
+        for answer in results_of(lab, report["workflow_id"], name):
             if not (answer["version"] and answer["cores"] > 0 and answer["streams"] > 0):
                 found.append(f"a node's sign of life says nothing: {answer}")
             if name == "prepare_node" and not answer["memory_bytes"]:

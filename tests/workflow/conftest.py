@@ -49,7 +49,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(4 * slots * max(1, len(world.nodes))))
 
-        async def serve(queue: str, activities: list[Any], **options: Any) -> None:
+        async def serve(queue: str, activities: list[Any], slots: int = slots, **options: Any) -> None:
             worker = Worker(
                 client,
                 task_queue=queue,
@@ -83,7 +83,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 continue
             node = TrivialNode(world, name)
             await serve(policies.control_queue(name), [*node.control(), *coordination])
-            await serve(policies.streams_queue(name), [node.transfer_disk])
+            await serve(policies.streams_queue(name), [node.transfer_disk], world.stream_slots or slots)
         anyone = TrivialNode(world, "any")
         await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot])
         await serve(policies.media_agent_queue("ma"), anyone.media())

@@ -33,16 +33,18 @@ from safehaul.messages.job import (
     NodeAnswer,
     NodeRequest,
     OpenJobInput,
-    PageInput,
     PingAnswer,
     PingInput,
+    PrepareInput,
+    RecordJobInput,
+    ReportPageInput,
+)
+from safehaul.messages.plan import (
+    PageInput,
     Plan,
     PlannedVm,
     PlanPage,
     PlanQueue,
-    PrepareInput,
-    RecordJobInput,
-    ReportPageInput,
 )
 from safehaul.messages.steps import (
     AskInput,
@@ -85,6 +87,8 @@ class World:
         self.vm_count = vm_count
         self.nodes = nodes
         self.streams = streams
+        self.stream_slots: int | None = None
+        """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
         self.distribution = "dynamic"
         self.snapshots: dict[str, str] = {}
         """Snapshot name → VC.GUID, of snapshots that exist."""

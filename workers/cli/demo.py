@@ -200,7 +200,7 @@ class Demo:
                 "nfs-gold",
             )
         )
-        self._lab.restore_filer.wait_settled()
+        self._lab.filers.wait_settled()
         restored = next((item for item in self._lab.hosts.state().vms if item.name == name), None)
         if restored is None:
             self._failures.append(f"{name!r} is not in vCenter")

@@ -103,7 +103,8 @@ def _of_sessions(session: Session, path: str) -> Any:
 
 def vm_named(server: Server, name: str) -> VmRecord:
     """A VM of the data centre as discovery tells it."""
-    return next(each for each in discover(server.connect()).records if each.name == name)
+    with server.connect() as vcenter:
+        return next(each for each in discover(vcenter).records if each.name == name)
 
 
 def needs(*abilities: Ability) -> pytest.MarkDecorator:

@@ -73,6 +73,16 @@ class MediaAgentIndexing:
             skipped=[
                 manifest.Skipped(kind="disk", key=item.disk.key, label=item.disk.label, reason=item.reason)
                 for item in arg.transport.skipped
+            ]
+            + [
+                manifest.Skipped(
+                    kind="disk",
+                    key=item.disk.key,
+                    label=item.disk.label,
+                    reason=item.reason,
+                    deselected=True,
+                )
+                for item in arg.transport.deselected
             ],
             snapshot=manifest.SnapshotRecord(
                 name=arg.snapshot.name,

@@ -18,7 +18,6 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from safehaul.messages.job import (
-        BackupJobRequest,
         CloseJobInput,
         JobProgress,
         JobReport,
@@ -29,6 +28,7 @@ with workflow.unsafe.imports_passed_through():
         VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
+    from safehaul.messages.requests import BackupJobRequest
     from workflows import policies
     from workflows.coordinator import Coordinator
     from workflows.inputs import parse_input
@@ -83,7 +83,7 @@ class BackupJob:
         self._settings = await run_step(
             CommServe.open_job,
             OpenJobInput(request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id),
-            summary=f"Open the job for VM group {self._request.vm_group}",
+            summary=f"Open the job for VM group {self._request.group_name}",
             queue=policies.COMMSERVE_QUEUE,
             policy=policies.COMMSERVE,
         )
@@ -153,7 +153,7 @@ class BackupJob:
             CloseJobInput(
                 job_id=self._job_id,
                 workflow_id=workflow.info().workflow_id,
-                vm_group=self._request.vm_group,
+                vm_group=self._request.group_name,
                 pages=[],
                 cancelled=cancelled,
                 failure=failure,
@@ -210,7 +210,7 @@ class BackupJob:
         """Where the job stands."""
         return JobProgress(
             job_id=self._job_id,
-            vm_group=self._request.vm_group,
+            vm_group=self._request.group_name,
             status=self._status,
             stage=self._stage,
             coordinator=self._coordinator.name,
@@ -249,7 +249,7 @@ class BackupJob:
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
-                policies.VM_GROUP.value_set(self._request.vm_group),
+                policies.VM_GROUP.value_set(self._request.group_name),
                 policies.BACKUP_STATUS.value_set(JobStatus.RUNNING),
             ]
         )
@@ -258,13 +258,16 @@ class BackupJob:
     def _assemble(self) -> None:
         self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
         self._reporter = JobReporter(self._ledger, self._mailbox, self._coordinator)
-        self._planner = Planner(self._coordinator, self._ledger, self._runner, self._tell)
+        self._planner = Planner(
+            self._coordinator, self._ledger, self._runner, self._request.inline_group, self._tell
+        )
         self._mailbox.open(self._ledger)
 
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
-            request=self._request,
+            # A group that was given whole has done its work once the plan is durable.
+            request=BackupJobRequest(vm_group=self._request.group_name),
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,

@@ -44,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.nodes import run_on_node
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
     from workflows.steps import run_step
-    from workflows.vm_report import VmStory
+    from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
 
@@ -154,18 +154,15 @@ class BackupVm:
             transport = await run_on_node(
                 self._input.node,
                 Transport.check_transport,
-                CheckTransportInput(vm=self._vm, snapshot=snapshot),
+                CheckTransportInput(vm=self._vm, snapshot=snapshot, disks=self._input.options.disks),
                 summary="Step 8 · verify the NAS transport, disk by disk",
                 policy=policies.VM_STEP,
             )
         self._story.transport(transport)
         self._stop_if_cancelled()
         if not transport.readable:
-            reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.skipped)
             raise ApplicationError(
-                f"no disk of VM {self._input.name!r} can go through the NAS transport: {reasons or 'no disks'}",
-                type="UnsupportedError",
-                non_retryable=True,
+                nothing_readable(self._input.name, transport), type="UnsupportedError", non_retryable=True
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
@@ -23,9 +24,15 @@ class Planner:
     """Fills the ledger from the plans of the job's coordinators."""
 
     def __init__(
-        self, coordinator: Coordinator, ledger: Ledger, runner: VmRunner, tell: Callable[[str], None]
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        runner: VmRunner,
+        inline_group: dict[str, Any] | None,
+        tell: Callable[[str], None],
     ) -> None:
-        """`tell` shows the job's stage."""
+        """`inline_group`: the VM group as it stood in the job's input, if it did; `tell` shows the job's stage."""
+        self._inline_group = inline_group
         self.noteworthy: list[Excluded] = []
         self._coordinator = coordinator
         self._ledger = ledger
@@ -101,7 +108,9 @@ class Planner:
     async def _discover(self, settings: JobSettings, summary: str) -> Discovery:
         job_id = workflow.info().first_execution_run_id
         return await self._coordinator.ask(
-            Discoverer.discover, DiscoverInput(job_id=job_id, settings=settings), summary
+            Discoverer.discover,
+            DiscoverInput(job_id=job_id, settings=settings, inline_group=self._inline_group),
+            summary,
         )
 
     async def _distribute(self, settings: JobSettings, discovery: Discovery, summary: str) -> Plan:

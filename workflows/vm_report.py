@@ -48,6 +48,14 @@ def explain(error: BaseException) -> str:
     return str(reason) or type(reason).__name__
 
 
+def nothing_readable(vm_name: str, transport: TransportReport) -> str:
+    """Why no disk of a VM can be backed up: they cannot go, or the VM group wants none of those that could."""
+    reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.disks)
+    if transport.deselected and not transport.skipped:
+        return f"the VM group's disk filters leave none of the disks of VM {vm_name!r}: {reasons}"
+    return f"no disk of VM {vm_name!r} can go through the NAS transport: {reasons or 'no disks'}"
+
+
 class VmStory:
     """Collects what happened to one VM; pure, but for the markdown shown in the web UI."""
 
@@ -171,7 +179,7 @@ class VmStory:
             disks=disks,
             warnings=self._warnings,
             step_seconds=self._seconds,
-            bytes_capacity=sum(disk.bytes_capacity for disk in disks),
+            bytes_capacity=sum(disk.bytes_capacity for disk in disks if disk.transport != "deselected"),
             bytes_read=sum(disk.bytes_read for disk in disks),
             bytes_stored=sum(disk.bytes_stored for disk in disks),
             started_at=self._started_at,
@@ -193,7 +201,8 @@ class VmStory:
 
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
         if ending is None:
-            skipped = [disk for disk in self._disks.values() if disk.transport != "nas"]
+            # A disk that the VM group does not want is told among the disks, and lacks nobody.
+            skipped = [disk for disk in self._disks.values() if disk.transport not in ("nas", "deselected")]
             if skipped:
                 return VmStatus.PARTIAL, "; ".join(f"{disk.label}: {disk.reason}" for disk in skipped)
             return VmStatus.COMPLETED, ""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
 from safehaul.messages.base import Message, Request
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmOptions, VmReport
-
-
-class BackupJobRequest(Request):
-    """What a person gives to BackupJob: `{"vm_group": "nightly"}`."""
-
-    vm_group: str = Field(min_length=1, max_length=200)
 
 
 class CancelVmRequest(Request):
@@ -97,6 +93,8 @@ class DiscoverInput(Message):
 
     job_id: str
     settings: JobSettings
+    inline_group: dict[str, Any] | None = None
+    """The VM group when the job was given it whole; else it is looked up by name."""
 
 
 class Excluded(Message):

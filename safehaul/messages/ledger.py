@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field
 
 from safehaul.messages.base import Message
 from safehaul.messages.job import (
-    BackupJobRequest,
     ChildRef,
     Excluded,
     JobSettings,
@@ -19,6 +18,7 @@ from safehaul.messages.job import (
 from safehaul.messages.plan import (
     PlannedVm,
 )
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmReport
 
 

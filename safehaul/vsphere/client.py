@@ -16,6 +16,7 @@ from pyVmomi import vim
 from safehaul.errors import ConfigError, LoginRefusedError, SafehaulError, SessionLostError
 from safehaul.messages.base import Message
 from safehaul.vsphere.faults import HungUpError
+from safehaul.vsphere.rest import RestSession
 from safehaul.vsphere.stub import DEFAULT_PATH, Endpoint, Stub, negotiate_version
 from safehaul.vsphere.tls import Trust
 
@@ -110,6 +111,7 @@ class VCenter:
         self._session: Session | None = None
         self._generation = 0
         self._refused: str | None = None
+        self._rest = RestSession(self._endpoint, self._trust, user, password, timeout_s)
         if insecure:
             log.warning("vCenter %s: certificate verification is off (insecure = true)", name)
 
@@ -178,10 +180,21 @@ class VCenter:
             full_name=about.fullName or "",
         )
 
+    def rest(self) -> RestSession:
+        """The REST endpoint of the same vCenter, with a session of its own that the first call opens.
+
+        Raises:
+            LoginRefusedError: the credentials have been refused already: they are not tried there too.
+        """
+        if self._refused is not None:
+            raise LoginRefusedError(self._refused)
+        return self._rest
+
     def close(self) -> None:
         """Logs out and closes the connections; later calls log in again. Never raises."""
         with self._lock:
             session, self._session = self._session, None
+        self._rest.close()
         if session is None:
             return
         try:

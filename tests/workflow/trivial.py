@@ -138,7 +138,7 @@ class TrivialJob:
     def open_job(self, arg: OpenJobInput) -> JobSettings:
         self.world.did("open_job", arg.job_id, arg)
         return JobSettings(
-            vm_group=arg.request.vm_group,
+            vm_group=arg.request.group_name,
             vcenter="vc",
             access_nodes=list(self.world.nodes),
             media_agent="ma",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safehaul.errors import InvalidInputError, NotFoundError
-from safehaul.messages.inventory import UnidentifiedReason
+from safehaul.messages.inventory import InventoryDetail, UnidentifiedReason
 from safehaul.vsphere.datastores import list_directory
 from safehaul.vsphere.inventory import Inventory, all_nas_volumes, discover, nas_volumes
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_config, vm_state
@@ -61,6 +61,16 @@ def test_names_are_unescaped_and_paths_keep_their_components(inventory: Inventor
     assert by_name["off"].power_state == "poweredOff"
     assert by_name["数据库"].snapshot_count == 1
     assert by_name["split"].datastores == ["gold", "local"]
+
+
+def test_custom_attributes_and_pools_come_when_they_are_asked_for(
+    server: Server, inventory: Inventory
+) -> None:
+    detailed = discover(server.connect(), details=[InventoryDetail.ATTRIBUTES])
+    told = {each.name: (each.attributes, each.resource_pool) for each in detailed.records}
+    assert told["web 100% / blue"] == ({"Owner": "team-web"}, "Gold/Web")
+    assert told["plain"] == ({}, "")
+    assert all(each.attributes == {} for each in inventory.records)
 
 
 def test_disks_tell_mode_capacity_and_place(inventory: Inventory) -> None:

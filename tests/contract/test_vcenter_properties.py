@@ -15,6 +15,7 @@ import pytest
 from pyVmomi import vim
 
 import safehaul.vsphere
+from safehaul.messages.inventory import InventoryDetail
 from safehaul.vsphere import registration, tasks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore, list_directory
@@ -91,7 +92,7 @@ def recorded(server: Server) -> Iterator[Recorder]:
 
 def read_everything(vcenter: VCenter, server: Server) -> None:
     """Calls every function of safehaul.vsphere that reads something."""
-    inventory = discover(vcenter, page_size=PAGE_SIZE)
+    inventory = discover(vcenter, details=[InventoryDetail.ATTRIBUTES], page_size=PAGE_SIZE)
     all_nas_volumes(vcenter)
     nas_volumes(vcenter, inventory.records[0].host_moref)
     find_datastore(vcenter, "gold")

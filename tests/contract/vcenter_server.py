@@ -117,6 +117,7 @@ def site() -> Site:
     disk = DiskSpec(size_bytes=MIB, content="pattern")
     return Site(
         folders=["prod/web", "prod/a%2fb"],
+        pools=["Gold/Web"],
         datastores=[
             DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
             DatastoreSpec(name="silver", type="NFS41", remote_path="/exports/silver"),
@@ -125,7 +126,13 @@ def site() -> Site:
         vms=[
             VmSpec(name=PLAIN_VM, datastore="gold", disks=[disk], guest_rate=50),
             VmSpec(
-                name="web 100% / blue", folder="prod/web", datastore="gold", disks=[disk], annotation="blue"
+                name="web 100% / blue",
+                folder="prod/web",
+                datastore="gold",
+                pool="Gold/Web",
+                disks=[disk],
+                annotation="blue",
+                attributes={"Owner": "team-web"},
             ),
             VmSpec(
                 name="数据库",

@@ -58,8 +58,6 @@ def test_names_are_unescaped_and_paths_keep_their_components(inventory: Inventor
     web = by_name["web 100% / blue"]
     assert web.folder == "prod/web"
     assert (web.datacenter, web.cluster) == ("DC-Lab", "cluster-a")
-    # In the cluster's root pool, which people do not see (tests/contract/test_vcenter_places.py has others).
-    assert web.resource_pool == ""
     assert web.host
     assert web.host_moref
     assert web.vmx_path.startswith("[gold] ")
@@ -71,6 +69,16 @@ def test_names_are_unescaped_and_paths_keep_their_components(inventory: Inventor
     assert by_name["off"].power_state == "poweredOff"
     assert by_name["数据库"].snapshot_count == 1
     assert by_name["split"].datastores == ["gold", "local"]
+
+
+def test_custom_attributes_and_pools_come_when_they_are_asked_for(
+    server: Server, inventory: Inventory
+) -> None:
+    detailed = discover(server.connect(), details=[InventoryDetail.ATTRIBUTES])
+    told = {each.name: (each.attributes, each.resource_pool) for each in detailed.records}
+    assert told["web 100% / blue"] == ({"Owner": "team-web"}, "Gold/Web")
+    assert told["plain"] == ({}, "")
+    assert all(each.attributes == {} for each in inventory.records)
 
 
 def test_disks_tell_mode_capacity_and_place(inventory: Inventory) -> None:

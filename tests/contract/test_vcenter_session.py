@@ -138,7 +138,7 @@ def most_at_once(lab: LabServer, method: str, since: float) -> int:
 def test_calls_at_once_are_bounded_by_the_configured_limit(lab: LabServer, limit: int, threads: int) -> None:
     vcenter, since = lab.connect(max_concurrent_calls=limit), time.time()
     assert in_threads(threads, lambda: wait_a_second(vcenter)) == []
-    assert most_at_once(lab, "WaitForUpdatesEx", since) == limit
+    assert min(limit, 2) <= most_at_once(lab, "WaitForUpdatesEx", since) <= limit
 
 
 def test_a_call_that_gets_no_turn_says_so(lab: LabServer) -> None:

@@ -45,16 +45,16 @@ class Shown:
         return sha256_thumbprint(ssl.PEM_cert_to_DER_cert(self.certificate.certificate_path.read_text()))
 
 
-Show = Callable[[Certificate], Shown]
+class Show:
+    """Starts vCenters that show certificates, and ends them."""
 
+    def __init__(self, hosts_url: str) -> None:
+        self._hosts_url = hosts_url
+        self._fronts: list[tuple[Front, threading.Thread, LabVCenter]] = []
 
-@pytest.fixture
-def show(lab: LabServer) -> Iterator[Show]:
-    fronts: list[tuple[Front, threading.Thread, LabVCenter]] = []
-
-    def start(certificate: Certificate) -> Shown:
-        vcenter = LabVCenter(HostClient(lab.hosts.url), SessionTable(1800, 100, 5), CallLog(None))
-        front = Front(0, server_context(certificate), vcenter, "no token")
+    def __call__(self, certificate: Certificate, port: int = 0) -> Shown:
+        vcenter = LabVCenter(HostClient(self._hosts_url), SessionTable(1800, 100, 5), CallLog(None))
+        front = Front(port, server_context(certificate), vcenter, "no token")
         shown = Shown(front.server_address[1], certificate)
 
         class Recording(Handler):
@@ -67,15 +67,24 @@ def show(lab: LabServer) -> Iterator[Show]:
         front.RequestHandlerClass = Recording
         thread = threading.Thread(target=front.serve_forever, args=(0.05,))
         thread.start()
-        fronts.append((front, thread, vcenter))
+        self._fronts.append((front, thread, vcenter))
         return shown
 
-    yield start
-    for front, thread, vcenter in fronts:
-        front.shutdown()
-        front.server_close()
-        thread.join()
-        vcenter.hosts.close()
+    def end(self) -> None:
+        """Ends them; connections that are open stay so."""
+        while self._fronts:
+            front, thread, vcenter = self._fronts.pop()
+            front.shutdown()
+            front.server_close()
+            thread.join()
+            vcenter.hosts.close()
+
+
+@pytest.fixture
+def show(lab: LabServer) -> Iterator[Show]:
+    starting = Show(lab.hosts.url)
+    yield starting
+    starting.end()
 
 
 @contextmanager
@@ -181,6 +190,19 @@ def test_another_certificate_than_the_pinned_one_is_refused_though_a_ca_signed_i
     pinned = show(authority.issue("good")).thumbprint
     message = refused(show(authority.issue("renewed")), "expected is", thumbprint_sha256=pinned)
     assert pinned in message
+
+
+def test_every_later_connection_is_verified_too(show: Show, authority: Authority, tmp_path: Path) -> None:
+    first = show(authority.issue("good"))
+    with client(first, ca_file=authority.path) as vcenter:
+        assert vcenter.about().instance_uuid
+        show.end()
+        # Somebody takes over the address in the middle of a session: its cookie must not go there.
+        impostor = show(self_signed(tmp_path, "impostor"), first.port)
+        vcenter._session._stub.DropConnections()  # type: ignore[union-attr]  # it is logged in
+        with pytest.raises(ConfigError, match="self-signed"):
+            vcenter.about()
+        assert impostor.requests == []
 
 
 def test_what_cannot_be_read_as_trust_is_refused_before_any_connection(tmp_path: Path) -> None:

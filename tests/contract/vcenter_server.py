@@ -103,7 +103,8 @@ def _of_sessions(session: Session, path: str) -> Any:
 
 def vm_named(server: Server, name: str) -> VmRecord:
     """A VM of the data centre as discovery tells it."""
-    return next(each for each in discover(server.connect()).records if each.name == name)
+    with server.connect() as vcenter:
+        return next(each for each in discover(vcenter).records if each.name == name)
 
 
 def needs(*abilities: Ability) -> pytest.MarkDecorator:
@@ -117,6 +118,7 @@ def site() -> Site:
     return Site(
         folders=["prod/web", "prod/a%2fb"],
         distributed_networks=["dv-prod"],
+        pools=["Gold/Web"],
         datastores=[
             DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
             DatastoreSpec(name="silver", type="NFS41", remote_path="/exports/silver"),
@@ -128,6 +130,7 @@ def site() -> Site:
                 name="web 100% / blue",
                 folder="prod/web",
                 datastore="gold",
+                pool="Gold/Web",
                 disks=[disk],
                 annotation="blue",
                 attributes={"Owner": "team-web"},

@@ -153,14 +153,15 @@ class _Builder:
         self._site = described
         self._state_dir = state_dir
         self._folders: dict[str, str] = {}
-        self._pool = ""
+        self._pools: dict[str, str] = {}
+        self._attributes: dict[str, int] = {}
 
     def build(self) -> None:
         centre = self._only(vim.Datacenter, ["vmFolder"])
         cluster = self._only(vim.ClusterComputeResource, ["resourcePool"])
         host = self._only(vim.HostSystem, ["configManager"])
         self._folders[""] = moref(centre.get("vmFolder"))
-        self._pool = moref(cluster.get("resourcePool"))
+        self._pools[""] = moref(cluster.get("resourcePool"))
         self._rename(vim.Datacenter, centre.moref, self._site.datacenter)
         self._rename(vim.ClusterComputeResource, cluster.moref, self._site.cluster)
         for datastore in self._site.datastores:
@@ -213,8 +214,37 @@ class _Builder:
             )
         return self._folders[path]
 
+    def _pool(self, path: str) -> str:
+        if path not in self._pools:
+            above, _, name = path.rpartition("/")
+            parent = self._pool(above)
+            shares = vim.SharesInfo(level="normal", shares=4000)
+            allocation = vim.ResourceAllocationInfo(
+                reservation=0, expandableReservation=True, limit=-1, shares=shares
+            )
+            spec = vim.ResourceConfigSpec(cpuAllocation=allocation, memoryAllocation=allocation)
+            self._pools[path] = moref(
+                self._vcenter.mutate(
+                    lambda session: session.managed(vim.ResourcePool, parent).CreateResourcePool(name, spec)
+                )
+            )
+        return self._pools[path]
+
+    def _attribute(self, vm: str, name: str, value: str) -> None:
+        if name not in self._attributes:
+            self._attributes[name] = self._vcenter.mutate(
+                lambda session: session.content.customFieldsManager.AddCustomFieldDef(
+                    name, vim.VirtualMachine
+                )
+            ).key
+        self._vcenter.mutate(
+            lambda session: session.content.customFieldsManager.SetField(
+                session.managed(vim.VirtualMachine, vm), self._attributes[name], value
+            )
+        )
+
     def _make(self, described: VmSpec) -> None:
-        folder = self._folder(described.folder)
+        folder, pool = self._folder(described.folder), self._pool(described.pool)
         spec = vim.vm.ConfigSpec(
             name=escape(described.name),
             guestId=described.guest_id,
@@ -229,7 +259,7 @@ class _Builder:
         vm = moref(
             self._run(
                 lambda session: session.managed(vim.Folder, folder).CreateVM_Task(
-                    spec, session.managed(vim.ResourcePool, self._pool)
+                    spec, session.managed(vim.ResourcePool, pool)
                 )
             )
         )
@@ -239,6 +269,8 @@ class _Builder:
             self._run(lambda session: session.managed(vim.VirtualMachine, vm).PowerOnVM_Task())
         for snapshot in described.snapshots:
             self._snapshot(vm, snapshot)
+        for name, value in described.attributes.items():
+            self._attribute(vm, name, value)
         if described.template:
             self._vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm).MarkAsTemplate())
 

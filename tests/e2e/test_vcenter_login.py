@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import PASSWORD_VARIABLE, DataCentre
-from lab.site import BACKUP_USER, demo_site
+from lab.site import BACKUP_USER, MIB, DiskSpec, VmSpec, demo_site
 from tests.e2e.site import data_centre, report_of, run_job, start_job, status, wait_end
 
 WRONG = "wr0ng-Secret-of-the-test"
@@ -18,7 +18,8 @@ WRONG = "wr0ng-Secret-of-the-test"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[DataCentre]:
-    with data_centre(demo_site(1)) as running:
+    small = VmSpec(name="small", datastore="nfs-gold", disks=[DiskSpec(size_bytes=4 * MIB)])
+    with data_centre(demo_site(0).model_copy(update={"vms": [small]})) as running:
         yield running
 
 

@@ -41,11 +41,17 @@ from lab.processes import LabError, LabProcess, free_port
 Version = Literal["3", "4.1"]
 _START_WITHIN_S = 30.0
 _PORT_TRIES = 5
+_PROGRAMS = {"ganesha.nfsd": "nfs-ganesha, nfs-ganesha-vfs", "rpcbind": "rpcbind", "unshare": "util-linux"}
+"""What runs here, and Debian's packages of it."""
 _NETCONFIG_LOCAL = "local tpi_cots_ord - loopback - - -\n"
 """netconfig(5): the only transport of our portmapper is a socket file."""
 _ANSWERS_WITHIN_S = 10.0
-_OWN_WORLD = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-"""unshare(1) waits for the last `exec` of the script, which is ganesha."""
+_OWN_WORLD = [
+    *("setpriv", "--pdeathsig=KILL", "--"),
+    *("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--"),
+]
+"""unshare(1) waits for the last `exec` of the script, which is ganesha. It dies with whoever started it, even when that
+is killed, and ganesha dies with it."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,9 @@ class Ganesha:
 
     def start(self) -> None:
         """Start and return when it answers. Raises LabError with the end of its log."""
-        missing = [name for name in ("ganesha.nfsd", "rpcbind", "unshare") if _program(name) is None]
-        if missing:
-            raise LabError(
-                f"{', '.join(missing)}: not installed (Debian: nfs-ganesha, nfs-ganesha-vfs, rpcbind)"
-            )
+        for name, packages in _PROGRAMS.items():
+            if _program(name) is None:
+                raise LabError(f"{name} is not installed (Debian: {packages})")
         if os.geteuid() != 0:
             raise LabError("ganesha opens files by handle, which only root may: run this as root")
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -261,11 +265,6 @@ class Ganesha:
         with contextlib.suppress(nfs_rs.NfsError, OSError), self.mount(export, version):
             return True
         return False
-
-
-def can_run() -> bool:
-    """True when everything that a Ganesha needs is here."""
-    return os.geteuid() == 0 and all(_program(name) for name in ("ganesha.nfsd", "rpcbind", "unshare"))
 
 
 def _everybody_may_mount(export: GaneshaExport) -> bool:

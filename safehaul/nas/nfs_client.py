@@ -128,12 +128,14 @@ class NfsClientExport:
         self._must_not_exist(path, "create")
         try:
             self._client.touch(path, exist_ok=True)
+            if self._regular(path).size:
+                raise AlreadyExistsError(
+                    f"create {safe(path)} on {self.definition}: somebody else just made it"
+                )
             # nfs-rs creates files that everybody may write; nothing is in this one yet.
             self._client.chmod(path, _FILE_MODE)
         except (nfs_rs.NfsError, OSError) as error:
             raise translate(error, self.definition, "create", path) from error
-        if self._regular(path).size:
-            raise AlreadyExistsError(f"create {safe(path)} on {self.definition}: somebody else just made it")
         return self.open_write(path)
 
     def open_write(self, path: str) -> NfsWriteFile:

@@ -188,5 +188,8 @@ def _status(error: Exception) -> str:
     return ""
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
+    """What the filer or the kernel said: nfs-rs wraps it in its own words on whether to try again."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return str(error) or type(error).__name__

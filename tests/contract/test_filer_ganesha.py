@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,10 +199,40 @@ def test_instances_stand_beside_each_other_and_leave_nothing(tmp_path: Path) -> 
         processes = {pid for filer in (one, two) for pid in _world(filer.pid)}
         assert len({one.port, one.mount_port, two.port, two.mount_port}) == 4
         assert len(processes) == 4, "each has its portmapper"
-    deadline = time.monotonic() + 5
+    _wait_gone(processes)
+
+
+def _wait_gone(processes: set[int]) -> None:
+    deadline = time.monotonic() + 10
     while left := {pid for pid in processes if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < deadline, f"processes {left} are left behind"
         time.sleep(0.05)
+
+
+_START_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from lab.ganesha import Ganesha, GaneshaExport
+place = Path(sys.argv[1])
+filer = Ganesha([GaneshaExport(place / "ds", "/exports/ds")], state=place / "state")
+filer.start()
+print(filer.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_test_run_leaves_nothing(tmp_path: Path) -> None:
+    """Goal: also whoever is not asked to stop it: SIGKILL to the process that started the filer ends the filer."""
+    (tmp_path / "ds").mkdir()
+    command = [sys.executable, "-c", _START_AND_WAIT, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as starter:
+        assert starter.stdout is not None
+        processes = _world(int(starter.stdout.readline()))
+        assert len(processes) == 2
+        starter.kill()
+    _wait_gone(processes)
 
 
 def _world(pid: int) -> set[int]:

@@ -222,7 +222,10 @@ def test_a_name_that_does_not_resolve() -> None:
 
 
 _TRY = """
-import sys
+import fcntl, socket, struct, sys
+if sys.argv[2] == "loopback":
+    # SIOCSIFFLAGS with IFF_UP | IFF_RUNNING, netdevice(7): the loopback of a new network namespace is down.
+    fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh14x", b"lo", 0x41))
 from safehaul.errors import SafehaulError
 from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.datastores import open_export
@@ -233,9 +236,11 @@ except SafehaulError as error:
 """
 
 
-def _elsewhere(definition: ExportDefinition, *prefix: str, uid: int = 0) -> str:
-    """What opening the export says in another process: below the command `prefix`, as another user."""
-    command = [*prefix, sys.executable, "-c", _TRY, definition.model_dump_json()]
+def _elsewhere(definition: ExportDefinition, network: str = "", uid: int = 0) -> str:
+    """What opening the export says in another process: in a network of its own (`none`, `loopback`), as a user."""
+    command = [sys.executable, "-W", "ignore", "-c", _TRY, definition.model_dump_json(), network]
+    if network:
+        command = ["unshare", "--net", *command]
     if uid:
         command = as_user(uid, command)
     root = Path(__file__).parents[2]
@@ -247,8 +252,15 @@ def _elsewhere(definition: ExportDefinition, *prefix: str, uid: int = 0) -> str:
 def test_no_route(version: Version) -> None:
     """Goal: a node whose network does not reach the filer, here a network namespace without any interface up."""
     definition = _definition(version, "/exports/good", 2049, 2049, address="192.0.2.1")
-    message = _elsewhere(definition, "unshare", "--net")
+    message = _elsewhere(definition, "none")
     for part in ("ConnectionLostError", "'gold'", "no route", "192.0.2.1", "port 2049", "set address"):
+        assert part in message
+
+
+def test_no_portmapper() -> None:
+    """Goal: without `mount_port` version 3 asks port 111, where nobody is in a network of its own."""
+    message = _elsewhere(_definition("3", "/exports/good", 2049, 0), "loopback")
+    for part in ("ConnectionLostError", "'gold'", "portmapper of 127.0.0.1", "port 111", "set mount_port"):
         assert part in message
 
 

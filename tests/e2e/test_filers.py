@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import DataCentre
+from lab.filers import GaneshaFilers
 from lab.proof import Witness, frozen_record, one_point_in_time
 from lab.site import (
     ADMINISTRATOR,
@@ -23,7 +25,17 @@ from lab.site import (
     UserSpec,
     VmSpec,
 )
-from tests.e2e.site import data_centre, differences, restored_images, results_of, run_job, vm_of
+from tests.e2e.site import (
+    data_centre,
+    differences,
+    report_of,
+    restored_images,
+    results_of,
+    run_job,
+    start_job,
+    vm_of,
+    wait_end,
+)
 from tests.ganesha import GANESHA
 
 pytestmark = [*GANESHA]
@@ -35,6 +47,14 @@ OTHER_RULES: dict[str, dict[str, Any]] = {
     "other-version": {"versions": ("3",)},
 }
 """Datastores whose export for backups is not as this node needs it; the last is mounted by the hosts over v4.1."""
+
+
+USERS = [
+    UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
+    UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+]
+MIDDLE = 16 * MIB
+"""An offset in the middle of a disk of 48 MiB: only the transfer reads there."""
 
 
 def site() -> Site:
@@ -71,10 +91,7 @@ def site() -> Site:
             ),
             *(VmSpec(name=name, datastore=name, disks=[disk], guest_rate=20) for name in OTHER_RULES),
         ],
-        users=[
-            UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
-        ],
+        users=USERS,
         settings=Settings(record_frozen=True),
     )
 
@@ -166,3 +183,41 @@ def test_a_vm_restored_through_the_writable_export_is_equal_byte_for_byte(
 
 def test_nothing_is_left_behind_and_nothing_foreign_was_touched(ran: Ran) -> None:
     assert ran.witness.problems() == []
+
+
+@pytest.mark.slow
+def test_a_disk_that_goes_from_under_its_reader_is_stale_at_step_11_and_the_next_job_has_it() -> None:
+    """Goal: the real thing of vmware-facts 6: the VM moves while it is read, the filer closes what it had open, and the
+    access node's handle gets NFS3ERR_STALE on the wire.
+    """
+    stores = [
+        DatastoreSpec(name=name, type="NFS", remote_path=f"/exports/{name}") for name in ("gold", "lead")
+    ]
+    vm = VmSpec(name="two", datastore="gold", disks=[DiskSpec(size_bytes=48 * MIB)], guest_rate=50)
+    small = Site(datastores=stores, vms=[vm], users=USERS, settings=Settings(record_frozen=True))
+    with data_centre(small, nodes=("node-1",), filer="ganesha", gate=True) as lab:
+        lab.start_workers()
+        witness = Witness(lab.hosts, lab.state / "datastores")
+        lab.gate.hold("two*-flat.vmdk", MIDDLE)
+        start_job(lab, "stale-1")
+        deadline = time.monotonic() + 90
+        while not lab.gate.held:
+            assert time.monotonic() < deadline, "the disk is not read"
+            time.sleep(0.05)
+        moref = lab.hosts.state().vms[0].moref
+        lab.hosts.wait_task(lab.hosts.relocate(moref, "lead").task)
+        assert isinstance(lab.filers, GaneshaFilers)
+        lab.filers.restart()
+        lab.gate.release()
+        wait_end(lab, "stale-1")
+        moved = vm_of(report_of(lab, "stale-1"), "two")
+        assert moved["status"] == "Failed"
+        assert moved["backup_id"] == ""
+        for part in ("step 11", "Hard disk 1", "[gold]", "[lead]", "Storage vMotion"):
+            assert part in moved["reason"]
+        assert "stale file handle" in lab.workers["access-node.node-1"].log_text()
+        assert witness.problems() == []
+
+        again = vm_of(run_job(lab, "stale-2"), "two")
+        assert again["status"] == "Completed", again["reason"]
+        assert differences(lab, again, restored_images(lab, again)) == []

@@ -166,6 +166,7 @@ class WebUi(AbstractContextManager["WebUi"]):
         """Turn the timeline over, so that it begins with the first step, and bring it to the top of the window."""
         self.wait(lambda: "Descending" in self.text())
         button = next(item for item in self._all("button") if item.text == "Descending")
+        self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
         self.shows(text)
         heading = next(item for item in self._all("h2, h3, h4") if item.text.startswith("Timeline"))
@@ -205,6 +206,8 @@ class WebUi(AbstractContextManager["WebUi"]):
 
         def click() -> bool:
             for element in self._all(f'[data-testid="{test_id}"]'):
+                # In the middle of the window nothing lies over it.
+                self._driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
                 with suppress(ElementNotInteractableException, ElementClickInterceptedException):
                     element.click()
                     return True

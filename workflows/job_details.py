@@ -45,7 +45,7 @@ def job_details(progress: JobProgress, namespace: str) -> str:
             (_name(vm, namespace), vm.status, vm.node, cell(vm.reason[:MAX_REASON_CHARS]))
             for vm in progress.recent[: -1 - MAX_ENDED : -1]
         ]
-        lines += ["", *table(["ended last", "status", "node", "reason"], ended)]
+        lines += ["", *table(["ended", "status", "node", "reason"], ended)]
     silent = [f"{node.name}: does not answer and gets no VM" for node in progress.nodes if node.lost]
     for title, items in (
         ("Nodes", silent),

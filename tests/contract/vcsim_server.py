@@ -263,8 +263,6 @@ class _Builder:
                 )
             )
         )
-        for name, value in described.attributes.items():
-            self._attribute(vm, name, value)
         if described.power_state == "poweredOn":
             self._run(lambda session: session.managed(vim.VirtualMachine, vm).PowerOnVM_Task())
         for snapshot in described.snapshots:
@@ -273,14 +271,6 @@ class _Builder:
             self._attribute(vm, name, value)
         if described.template:
             self._vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm).MarkAsTemplate())
-
-    def _attribute(self, vm: str, name: str, value: str) -> None:
-        def put(session: Session) -> None:
-            manager = session.content.customFieldsManager
-            field = manager.AddCustomFieldDef(name, vim.VirtualMachine, None, None)
-            manager.SetField(session.managed(vim.VirtualMachine, vm), field.key, value)
-
-        self._vcenter.mutate(put)
 
     def _snapshot(self, vm: str, described: SnapshotSpec) -> None:
         self._run(

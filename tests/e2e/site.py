@@ -30,7 +30,7 @@ def data_centre(site: Site, **options: Any) -> Iterator[DataCentre]:
     directory = Path(tempfile.mkdtemp(prefix="safehaul-e2e-"))
     directory.chmod(0o755)
     uid = UNUSED_UID if can_change_user() else None
-    lab = DataCentre(directory, site, worker_uid=uid, ui=False, **options)
+    lab = DataCentre(directory, site, worker_uid=uid, **{"ui": False, **options})
     try:
         lab.start()
         yield lab

@@ -237,7 +237,6 @@ def test_the_installed_command_completes_itself() -> None:
     command = [tool("safehaul")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert (done.stdout.split(), done.stderr) == (["job"], "")
-    shown = subprocess.run(
-        [*command, "--show-completion", "bash"], capture_output=True, text=True, check=False
-    )
-    assert "_SAFEHAUL_COMPLETE" in shown.stdout
+    environment["_SAFEHAUL_COMPLETE"] = "source_bash"
+    script = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert "complete -o default -F _safehaul_completion safehaul" in script.stdout

@@ -84,13 +84,15 @@ def test_a_thousand_running_vms_fit_the_terminal(height: int, width: int, nodes:
 
 def test_trouble_comes_first_and_the_rest_is_counted_at_its_node() -> None:
     def looks(child_id: str) -> VmLook | None:
-        trouble = "try 3 of 20: ESTALE on [ds] web.vmdk" if child_id == "c3" else ""
+        trouble = "try 3 of 20: ESTALE on [ds] web.vmdk" * 5 if child_id == "c3" else ""
         return VmLook(step=11, doing="reading Hard disk 1", waits_for="filer", trouble=trouble)
 
     shown = _shown(_progress(1000), looks, width=160)
     assert "vm-0003" in shown
     assert "try 3 of 20: ESTALE" in shown
     assert "of them not shown" in shown
+    row = next(line for line in _shown(_progress(1000), looks, width=100).splitlines() if "vm-0003" in line)
+    assert "11 reading Hard disk 1" in row, "a long reason takes no room from what happens"
 
 
 def test_a_silent_node_is_named() -> None:

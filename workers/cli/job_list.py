@@ -191,7 +191,8 @@ async def _first_start(client: Client, item: WorkflowExecution, job_id: str) -> 
 
 async def _touched(client: Client, job: ListedJob, node: str) -> bool:
     answer = await client.count_workflows(
-        f'WorkflowType = "BackupVm" AND JobId = "{job.job_id}" AND AccessNode = "{node}"',
+        # The job's own attribute is its coordinator, its VMs' are their nodes.
+        f'JobId = "{job.job_id}" AND AccessNode = "{node}"',
         rpc_timeout=CALL_WITHIN,
     )
     return answer.count > 0

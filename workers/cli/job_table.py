@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -25,6 +26,7 @@ AROUND = 9
 """Lines that are no rows of nodes or VMs: the head, the bar, the table's own lines, and one to spare."""
 MAX_ENDED = 5
 MAX_NOTES = 3
+MAX_TROUBLES = 4
 BAR_COLUMNS = 20
 _COLOURS = {"Completed": "green", "Partial": "yellow", "Failed": "red", "Cancelled": "magenta"}
 
@@ -34,10 +36,12 @@ def live_table(progress: JobProgress, looks: Looks, measure: Measure, *, height:
     ended = progress.recent[: -1 - MAX_ENDED : -1]
     notes = [*(f"left out: {item}" for item in progress.left_out[-MAX_NOTES:])]
     notes += [f"rejected: {item}" for item in progress.rejected_signals[-MAX_NOTES:]]
-    room = max(4, height - AROUND - len(ended) - len(notes))
+    troubles = _troubles(progress.running, looks)
+    room = max(4, height - AROUND - len(ended) - len(notes) - len(troubles))
     parts: list[RenderableType] = [*_head(progress, measure)]
     if progress.running or progress.nodes:
         parts.append(_nodes_and_vms(progress, looks, room))
+    parts += [_line(f"  {trouble}", "red") for trouble in troubles]
     parts += [_ended(report) for report in ended]
     parts += [_line(f"  {note}", "yellow") for note in notes]
     return Group(*parts)
@@ -75,14 +79,17 @@ def _head(progress: JobProgress, measure: Measure) -> Iterator[RenderableType]:
 
 
 def _nodes_and_vms(progress: JobProgress, looks: Looks, room: int) -> Table:
-    made = Table(header_style="bold", expand=False)
-    for name in ("node", "VM", "step", "done", "rate>", "waits for"):
+    made = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False, expand=True)
+    for name, widest in (("node", 24), ("VM", 30), ("step", 30), ("done", 20), ("rate>", 12)):
         made.add_column(
             name.rstrip(">"),
             justify="right" if name.endswith(">") else "left",
             no_wrap=True,
             overflow="ellipsis",
+            max_width=widest,
         )
+    # Only this one shrinks when a reason is long: a name that is cut to nothing helps nobody.
+    made.add_column("waits for", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     by_node: dict[str, list[VmProgress]] = defaultdict(list)
     for vm in progress.running:
         by_node[vm.node].append(vm)
@@ -142,10 +149,17 @@ def _vm_row(vm: VmProgress, look: VmLook | None) -> tuple[Text, ...]:
         done = f"{percent:.0f} % of {size(look.beat.capacity_bytes)}"
     if look.rate is not None:
         rate = f"{size(look.rate)}/s"
-    waits = Text(plain(look.waits_for))
-    if look.trouble:
-        waits.append(f" · {plain(look.trouble)}", style="red")
+    waits = Text(plain(look.waits_for), style="red" if look.trouble else "")
     return Text(), Text(plain(vm.name)), Text(step), Text(done), Text(rate), waits
+
+
+def _troubles(running: list[VmProgress], looks: Looks) -> list[str]:
+    """Why VMs do not get on: a line for each, as long as the terminal, for a reason needs room."""
+    found = [(vm, look) for vm in running if (look := looks(vm.child_id)) is not None and look.trouble]
+    lines = [f"{vm.name}: {look.trouble}" for vm, look in found[:MAX_TROUBLES]]
+    if len(found) > MAX_TROUBLES:
+        lines[-1] = f"… and {len(found) - MAX_TROUBLES + 1} more VMs with trouble"
+    return lines
 
 
 def _ended(report: VmReport) -> Text:

@@ -27,6 +27,7 @@ from tests.e2e.site import (
     failure_of,
     restored_images,
     run_job,
+    start_restore,
     vm_of,
     wait_end,
 )
@@ -92,13 +93,8 @@ def test_restore_disk_fails_with_disk_and_offset_and_leaves_no_image(damaged: Da
 
 
 def test_restore_vm_fails_with_disk_and_offset_and_leaves_nothing(damaged: Damaged) -> None:
-    lab, name = damaged.lab, "two again"
-    wanted = {"backup": damaged.backup, "name": name, "datastore": "nfs-gold"}
-    done = lab.temporal.cli(
-        *("workflow", "start", "--type", "RestoreVm", "--task-queue", "commserve"),
-        *("--workflow-id", "restore-damaged", "--input", json.dumps(wanted)),
-    )
-    assert done.returncode == 0, done.stderr
+    lab = damaged.lab
+    start_restore(lab, "restore-damaged", damaged.two, "two again")
     assert wait_end(lab, "restore-damaged") == "FAILED"
     assert re.search(damaged.says, failure_of(lab, "restore-damaged"))
     lab.restore_filer.wait_settled()

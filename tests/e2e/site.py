@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,6 +57,24 @@ def start_job(lab: DataCentre, workflow_id: str, group: str | dict[str, Any] = V
         *("--workflow-id", workflow_id, "--input", json.dumps({"vm_group": group})),
     )
     assert done.returncode == 0, done.stderr
+
+
+def start_restore(lab: DataCentre, workflow_id: str, vm: dict[str, Any], name: str) -> None:
+    """Start a RestoreVm of the VM's backup as `name` on `nfs-gold`, with the plain `temporal` command."""
+    wanted = {"backup": f"{vm['vc_guid']}/{vm['backup_id']}", "name": name, "datastore": "nfs-gold"}
+    done = lab.temporal.cli(
+        *("workflow", "start", "--type", "RestoreVm", "--task-queue", "commserve"),
+        *("--workflow-id", workflow_id, "--input", json.dumps(wanted)),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def status(lab: DataCentre, workflow_id: str) -> str:

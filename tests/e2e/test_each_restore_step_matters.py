@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from lab.datacentre import DataCentre
 from lab.site import BACKUP_PRIVILEGES, BACKUP_USER
 from tests.e2e.replaced import NODE, Replacing, role_of, tiny_site
-from tests.e2e.site import data_centre, differences, failure_of, run_job, vm_of, wait_end
+from tests.e2e.site import data_centre, differences, failure_of, run_job, start_restore, vm_of, wait_end
 
 DATASTORE = "nfs-gold"
 MARKER = "safehaul-restore.json"
@@ -100,13 +99,8 @@ def _forbid_registration(lab: DataCentre) -> None:
 
 def _restore(backed_up: BackedUp, name: str) -> str:
     """Restore the backup of `one` as `name`; why it failed, or an empty text."""
-    vm, workflow_id = backed_up.vm, f"restore-{uuid.uuid4().hex[:8]}"
-    wanted = {"backup": f"{vm['vc_guid']}/{vm['backup_id']}", "name": name, "datastore": DATASTORE}
-    done = backed_up.lab.temporal.cli(
-        *("workflow", "start", "--type", "RestoreVm", "--task-queue", "commserve"),
-        *("--workflow-id", workflow_id, "--input", json.dumps(wanted)),
-    )
-    assert done.returncode == 0, done.stderr
+    workflow_id = f"restore-{uuid.uuid4().hex[:8]}"
+    start_restore(backed_up.lab, workflow_id, backed_up.vm, name)
     ended = wait_end(backed_up.lab, workflow_id, ENDS_WITHIN_S)
     return "" if ended == "COMPLETED" else failure_of(backed_up.lab, workflow_id) or ended
 

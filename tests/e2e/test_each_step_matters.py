@@ -17,7 +17,7 @@ from lab.datacentre import DataCentre
 from lab.esx.api import FaultRule
 from tests.e2e.noop_worker import NOTHING_DONE
 from tests.e2e.replaced import NAMES, NODE, Replacing, role_of, tidy, tiny_site
-from tests.e2e.site import ENDED, data_centre, failure_of, run_job, start_job, status, wait_end
+from tests.e2e.site import ENDED, data_centre, failure_of, run_job, start_job, status, until, wait_end
 from tests.e2e.test_each_restore_step_matters import RESTORE_STEPS
 from tests.e2e.truth import before, violations
 
@@ -149,7 +149,7 @@ def test_a_cancel_that_is_not_asked_for_lets_the_job_go_on(
     job = f"noop-request-cancel-{real}"
     try:
         start_job(lab, job)
-        _until(lambda: any(task.state == "running" for task in lab.hosts.state().tasks))
+        until(lambda: any(task.state == "running" for task in lab.hosts.state().tasks))
         done = lab.temporal.cli("workflow", "signal", "--workflow-id", job, "--name", "cancel")
         assert done.returncode == 0, done.stderr
         assert wait_end(lab, job, ENDS_WITHIN_S) == ("CANCELED" if real else "COMPLETED")
@@ -221,10 +221,3 @@ def _not_among(found: Iterable[str], wanted: tuple[str, ...]) -> list[str]:
         if not missing:
             return []
     return [*missing, "only found:", *seen]
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + ENDS_WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.e2e.site import (
     restored_images,
     run_job,
     start_job,
+    until,
     vm_of,
     wait_end,
 )
@@ -97,7 +98,7 @@ def ran() -> Iterator[Ran]:
         witness = Witness(lab.hosts, lab.state / "datastores")
         lab.gate.hold("shared*-flat.vmdk", MIDDLE)
         start_job(lab, "mixed")
-        _until(lambda: bool(lab.gate.held))
+        until(lambda: bool(lab.gate.held))
         lab.hosts.wait_task(lab.hosts.create_snapshot(_moref(lab, "shared"), ADAS, "keep").task)
         held = {item.name.split()[0]: item for item in _snapshots(lab)}
         assert held["Ada's,"].parent == held["safehaul"].moref, "ours is in the middle of the tree"
@@ -192,10 +193,3 @@ def _moref(lab: DataCentre, name: str) -> str:
 
 def _snapshots(lab: DataCentre) -> list[Snapshot]:
     return lab.hosts.vm(_moref(lab, "shared")).snapshots
-
-
-def _until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)

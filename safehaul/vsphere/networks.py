@@ -54,7 +54,11 @@ def networks_of(vcenter: VCenter, compute_moref: str) -> list[Network]:
 
 
 def _networks_of(session: Session, compute_moref: str) -> list[Network]:
-    compute = read_object(session, vim.ComputeResource, compute_moref, ["network"])
+    # Found by a walk: a reference must have the object's own class, and a cluster's is a subclass of a lone host's.
+    computes = walk(session, {vim.ComputeResource: ["network"]})
+    compute = next((each for each in computes if each.moref == compute_moref), None)
+    if compute is None:
+        raise NotFoundError(f"there is no cluster or host {compute_moref}: it was removed; look again")
     compute.require("network")
     references = compute.get("network") or []
     distributed = [each for each in references if isinstance(each, _Portgroup)]

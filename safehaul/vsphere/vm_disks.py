@@ -231,8 +231,8 @@ def _running_tasks(session: Session, vm_moref: str) -> list[str]:
     for task in vm.get("recentTask") or []:
         # A task that vCenter has forgotten meanwhile is over.
         with contextlib.suppress(NotFoundError):
-            info = read_object(session, vim.Task, moref(task), ["info"]).get("info")
-            if info is not None and info.state in _RUNNING:
+            found = read_object(session, vim.Task, moref(task), ["info.state"])
+            if found.get("info.state") in _RUNNING:
                 running.append(moref(task))
     return running
 

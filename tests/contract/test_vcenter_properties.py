@@ -16,7 +16,7 @@ from pyVmomi import vim
 
 import safehaul.vsphere
 from safehaul.messages.inventory import InventoryDetail
-from safehaul.vsphere import registration, tasks, vm_disks
+from safehaul.vsphere import networks, privileges, registration, tasks, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore, list_directory
 from safehaul.vsphere.inventory import all_nas_volumes, discover, nas_volumes
@@ -32,8 +32,8 @@ PACKAGE = Path(next(iter(safehaul.vsphere.__path__)))
 READERS = {"read_object", "read_objects", "walk"}
 # The layer of properties itself is no user of it.
 BELOW = {"properties.py", "client.py", "stub.py"}
-# Reads what only an answer that cannot be understood leads to; tests/unit/test_vsphere_properties.py has them.
-AFTER_TROUBLE = {"_readable_tasks"}
+# Read a task only when another one was forgotten, or when the VM lists any, which one of vcsim never does.
+AFTER_TROUBLE = {"_readable_tasks", "_running_tasks"}
 # Set only while what they tell is so; vm.snapshot is unset without a snapshot, a fault without a failure, ….
 SOMETIMES = {"VirtualMachine.parentVApp", "Task.info.error"}
 
@@ -107,13 +107,23 @@ def read_everything(vcenter: VCenter, server: Server) -> None:
     create(vcenter, plain.moref, "recorded", "for a moment")
     remove(vcenter, plain.moref, name="recorded", description="for a moment", timeout_s=30)
     tasks.running_snapshot_tasks(vcenter, plain.moref)
-    registration.find_place(vcenter, "gold", folder="prod/web")
+    place = registration.find_place(vcenter, "gold", folder="prod/web")
     registration.find_registered(vcenter, plain.vmx_path)
     registration.power_off(vcenter, plain.moref)
     free = vm_named(server, "off")
     registration.unregister(vcenter, free.moref)
     change = DiskChange(plain.disks[0].controller_key, 9, "", free.disks[0].path)
     vm_disks.change_disks(vcenter, plain.moref, [change])
+    vm_disks.present_places(vcenter, plain.moref)
+    vm_disks.named_by_vms(vcenter, "gold", ["[gold] nobody/nobody.vmdk"])
+    vm_disks.power_on(vcenter, plain.moref)
+    vm_disks.wait_out_tasks(vcenter, plain.moref)
+    available = networks.networks_of(vcenter, place.compute)
+    cards = networks.cards_of(vcenter, plain.moref)
+    networks.addresses_in_use(vcenter, [each.mac for each in cards])
+    registration.power_off(vcenter, plain.moref)
+    networks.put_cards(vcenter, plain.moref, available[:1], connect=False)
+    privileges.require(vcenter, {privileges.entity("Folder", place.folder): ["System.Read"]})
     task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, plain.moref).PowerOnVM_Task())
     vcenter.read(lambda session: tasks._readable_tasks(session, [task]))
 

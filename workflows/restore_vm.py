@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -32,7 +31,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = '{"backup": "VC.GUID/TIME-ID", "name": "web-1 restored", "datastore": "nfs-gold"}'
 
 
-@workflow.defn(name="RestoreVm", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="RestoreVm")
 class RestoreVm:
     """Restores one VM as a new one; refuses to overwrite anything."""
 

@@ -1,15 +1,17 @@
-"""Records the histories that later versions must be able to replay: `python -m tests.replay.record`.
+"""Records the histories that later versions must be able to replay: `python -m tests.replay.record [NAME…]`.
 
-Run it when a new kind of history is worth keeping; never to make a failing replay pass: then `workflow.patched` is
-missing. The steps are the trivial ones of tests/workflow, the workflows and the server are real.
+A NAME is a key of `SCENARIOS`; without one everything is recorded anew. Run it when a new kind of history is worth
+keeping; never to make a failing replay pass: then `workflow.patched` is missing. The steps are the trivial ones of
+tests/workflow, the workflows and the server are real.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +124,69 @@ async def _refused(client: Client) -> None:
     await _save(client, "empty", "backup-job-empty")
 
 
-async def record() -> None:
-    """Record everything anew."""
+async def _unequal_nodes(client: Client) -> None:
+    """Two nodes of unequal power, more VMs than streams: the plan's `power` decides who is given what."""
+    world = World(vm_count=6, nodes=("n1", "n2"), streams=2)
+    world.power = {"n1": 1.0, "n2": 4.0}
+    async with running(client, world):
+        await _ended(await _job(client, "unequal", REQUEST))
+    await _save(client, "unequal", "backup-job-unequal-nodes")
+
+
+async def _moved(client: Client) -> None:
+    """The VM's snapshot is lost while it is read: BackupVm begins anew from another one."""
+    world = World(vm_count=1)
+
+    def move(_arg: Any) -> None:
+        if world.calls["transfer_disk"] == 1:
+            raise ApplicationError("the disk was moved", type="SnapshotLostError", non_retryable=True)
+
+    world.hooks["transfer_disk"] = move
+    async with running(client, world):
+        await _ended(await _job(client, "moved", REQUEST))
+        child = (await _children(client, "moved"))[0]
+    await _save(client, child, "backup-vm-begun-anew")
+
+
+async def _continued(client: Client) -> None:
+    """A job over several runs: the first, which continues as new, and the last, which began as a continued one."""
+    world = World(vm_count=12, nodes=("n1", "n2"), streams=2)
+    async with running(client, world):
+        handle = await _job(client, "continued", REQUEST)
+        first = handle.result_run_id
+        await _ended(handle)
+    await _save(client, "continued", "backup-job-continues-as-new", first)
+    await _save(client, "continued", "backup-job-continued")
+
+
+# What is recorded, and the history length at which the server suggests a new run (0: its own).
+SCENARIOS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
+    "completed": (_completed, 0),
+    "cancelled-create-snapshot": (lambda client: _cancelled(client, "create_snapshot"), 0),
+    "cancelled-transfer-disk": (lambda client: _cancelled(client, "transfer_disk"), 0),
+    "cancelled-remove-snapshot": (lambda client: _cancelled(client, "remove_snapshot"), 0),
+    "failed": (_failed, 0),
+    "stuck-removal": (_stuck_removal, 0),
+    "refused": (_refused, 0),
+    "unequal-nodes": (_unequal_nodes, 0),
+    "moved": (_moved, 0),
+    "continued": (_continued, 80),
+}
+
+
+async def record(names: list[str]) -> None:
+    """Record the named scenarios, each on a server of its own."""
     HISTORIES.mkdir(exist_ok=True)
-    server = TemporalServer(Path(tempfile.mkdtemp()), ui=False)
-    server.start()
-    try:
-        client = await Client.connect(server.address, data_converter=pydantic_data_converter)
-        await _completed(client)
-        for step in ("create_snapshot", "transfer_disk", "remove_snapshot"):
-            await _cancelled(client, step)
-        await _failed(client)
-        await _stuck_removal(client)
-        await _refused(client)
-    finally:
-        server.stop()
+    for name in names or list(SCENARIOS):
+        scenario, events = SCENARIOS[name]
+        server = TemporalServer(Path(tempfile.mkdtemp()), ui=False, suggest_new_run_events=events)
+        server.start()
+        try:
+            client = await Client.connect(server.address, data_converter=pydantic_data_converter)
+            await scenario(client)
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":
-    asyncio.run(record())
+    asyncio.run(record(sys.argv[1:]))

@@ -54,7 +54,7 @@ async def running(
     job, steps = TrivialJob(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(4 * slots * max(1, len(world.nodes))))
+        threads = stack.enter_context(ThreadPoolExecutor(3 * slots))
 
         async def serve(queue: str, activities: list[Any], **options: Any) -> None:
             worker = Worker(
@@ -84,17 +84,39 @@ async def running(
             workflows=workflows,
             workflow_runner=sandbox(),
         )
-        coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
-        coordination += [job.load_page, job.write_reports, job.close_job]
         for name in world.nodes:
-            if name in silent:
-                continue
-            node = TrivialNode(world, name)
-            await serve(policies.control_queue(name), [*node.control(), *coordination])
-            await serve(policies.streams_queue(name), [node.transfer_disk])
+            if name not in silent:
+                await stack.enter_async_context(node_workers(client, world, name, build=build))
         anyone = TrivialNode(world, "any")
         await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot])
         await serve(policies.media_agent_queue("ma"), anyone.media())
+        yield
+
+
+@asynccontextmanager
+async def node_workers(
+    client: Client, world: World, name: str, *, build: WorkerDeploymentConfig | None = None
+) -> AsyncIterator[None]:
+    """One access node's workers: its control queue and its streams."""
+    job, node, slots = TrivialJob(world), TrivialNode(world, name), max(8, 2 * world.streams)
+    coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
+    coordination += [job.load_page, job.write_reports, job.close_job]
+    queues: dict[str, list[Any]] = {
+        policies.control_queue(name): [*node.control(), *coordination],
+        policies.streams_queue(name): [node.transfer_disk],
+    }
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2 * slots))
+        for queue, activities in queues.items():
+            worker = Worker(
+                client,
+                task_queue=queue,
+                activities=activities,
+                activity_executor=threads,
+                max_concurrent_activities=slots,
+                deployment_config=build,
+            )
+            await stack.enter_async_context(worker)
         yield
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, VersioningBehavior
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = '{"vm_group": "nightly"}'
 
 
-@workflow.defn(name="BackupJob", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="BackupJob")
 class BackupJob:
     """Backs up the VMs of one VM group."""
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from safehaul.messages.inventory import VmDisk, VmState
 from safehaul.messages.job import (
@@ -91,6 +92,8 @@ class World:
         self.stream_slots: int | None = None
         """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
         self.distribution = "dynamic"
+        self.power: dict[str, float] = {}
+        """Node → power, as step 5 tells it."""
         self.snapshots: dict[str, str] = {}
         """Snapshot name → VC.GUID, of snapshots that exist."""
         self.calls: Counter[str] = Counter()
@@ -162,6 +165,8 @@ class TrivialJob:
     def choose_coordinator(self, arg: ChooseInput) -> CoordinatorChoice:
         self.world.did("choose_coordinator", arg.job_id, arg)
         names = [answer.node for answer in arg.answers]
+        if not names:
+            raise ApplicationError("no access node answers", type="PolicyError", non_retryable=True)
         return CoordinatorChoice(
             coordinator=names[0],
             reason="first",
@@ -188,7 +193,8 @@ class TrivialJob:
     def distribute(self, arg: DistributeInput) -> Plan:
         self.world.did("distribute", arg.job_id, arg)
         pages = [f"plan/{number}" for number in range(-(-self.world.vm_count // PAGE_VMS))]
-        return Plan(queues=[PlanQueue(pages=pages, vm_count=self.world.vm_count)] if pages else [])
+        queues = [PlanQueue(pages=pages, vm_count=self.world.vm_count)] if pages else []
+        return Plan(queues=queues, power=self.world.power)
 
     @_defn("load_page")
     def load_page(self, arg: PageInput) -> PlanPage:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from pydantic import ValidationError
 
 from safehaul.catalog.rows import BackupRow, DiskRow, JobRow, JobVmRow
-from safehaul.errors import SafehaulError
+from safehaul.errors import IntegrityError, SafehaulError
+from safehaul.media.jobs import get_job_object, get_report, list_jobs
 from safehaul.media.manifest import BackupIndex, Manifest, list_backups, read_index, read_manifest
 from safehaul.media.repository import Repository
-from safehaul.messages.job import JobReport
+from safehaul.messages.job import JobReport, JobTotals
 from safehaul.messages.vm import VmReport
 
 
@@ -42,11 +49,16 @@ def backup_row(manifest: Manifest, index: BackupIndex | None, media_agent: str) 
             for disk in manifest.disks
         ]
         + [
-            DiskRow(key=item.key or 0, label=item.label, transport="none", reason=item.reason)
+            DiskRow(
+                key=item.key or 0,
+                label=item.label,
+                transport="deselected" if item.deselected else "none",
+                reason=item.reason,
+            )
             for item in manifest.skipped
             if item.kind == "disk"
         ],
-        warnings=[*manifest.warnings, *(index.warnings if index else [])],
+        warnings=list(dict.fromkeys([*manifest.warnings, *(index.warnings if index else [])])),
     )
 
 
@@ -72,11 +84,16 @@ def job_row(report: JobReport) -> JobRow:
 
 
 def job_vm_rows(report: JobReport, vms: Sequence[VmReport]) -> list[JobVmRow]:
-    """A job's VMs as the catalogue lists them."""
+    """A job's VMs as the catalogue lists them.
+
+    VMs that failed for want of a VC.GUID of their own have none or share one: their rows are numbered.
+    """
+    met: Counter[str] = Counter(vm.vc_guid for vm in vms)
+    shared = {guid: count(1) for guid, number in met.items() if number > 1 or not guid}
     return [
         JobVmRow(
             job_id=report.job_id,
-            vc_guid=vm.vc_guid,
+            vc_guid=f"{vm.vc_guid}#{next(shared[vm.vc_guid])}" if vm.vc_guid in shared else vm.vc_guid,
             vm_name=vm.name,
             status=vm.status,
             reason=vm.reason,
@@ -98,3 +115,43 @@ def rows_of_repository(
             yield backup_row(read_manifest(repository, ref), read_index(repository, ref), media_agent)
         except SafehaulError as error:  # one damaged manifest must not hide the others
             yield f"{ref.vc_guid}/{ref.backup_id}", error
+
+
+@dataclass(frozen=True)
+class JobRows:
+    """A job and its VMs as the catalogue lists them."""
+
+    job: JobRow
+    vms: list[JobVmRow]
+
+
+def jobs_of_repository(repository: Repository) -> Iterator[JobRows | tuple[str, SafehaulError]]:
+    """Every reported job's rows, for a rebuild; a job that cannot be read comes as its name and the error."""
+    for folder in list_jobs(repository):
+        try:
+            report = parse_report(get_report(repository, folder), folder)
+            vms, _ = read_reports(repository, report.job_id, report.pages)
+            yield JobRows(job_row(report), job_vm_rows(report, vms))
+        except SafehaulError as error:  # one damaged report must not hide the others
+            yield folder, error
+
+
+def parse_report(data: bytes, job: str) -> JobReport:
+    """A job's report from its object. Raises IntegrityError when it is not one."""
+    try:
+        return JobReport.model_validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"the report of job {job} is damaged: {error.error_count()} fields") from None
+
+
+def read_reports(
+    repository: Repository, job_id: str, pages: Sequence[str]
+) -> tuple[list[VmReport], JobTotals]:
+    """All VM reports of a job and their sums."""
+    reports: list[VmReport] = []
+    totals = JobTotals()
+    for page in pages:
+        for item in json.loads(get_job_object(repository, job_id, page)):
+            reports.append(VmReport.model_validate(item))
+            totals = totals.plus(reports[-1])
+    return reports, totals

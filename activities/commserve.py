@@ -12,8 +12,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import step, translated
 from activities.peers import Peers
-from activities.records import catalog_job, read_job_report, status_of
-from safehaul.errors import NotFoundError, PolicyError
+from activities.records import catalog_job, read_job_report, status_of, tolerated, write_job_report
+from safehaul.config.inline import group_of
+from safehaul.errors import BusyError, NotFoundError, PolicyError, SafehaulError
 from safehaul.messages.job import (
     ChildRef,
     ChooseInput,
@@ -41,13 +42,13 @@ class CommServe:
 
     @activity.defn(name="open_job")
     async def open_job(self, job: OpenJobInput) -> JobSettings:
-        """Resolves the VM group from the configuration. A second run answers the same. Errors: an unknown group
-        lists those that exist.
+        """Resolves the VM group from the configuration, or checks the one that the job was given whole. A second run
+        answers the same. Errors: an unknown group lists those that exist; a wrong inline group names each key.
         """
         namespace_id = await self._namespace()
         with translated():
             settings = self._peers.settings
-            group = settings.vm_group(job.request.vm_group)
+            group = group_of(settings, job.request.group_name, job.request.inline_group)
             return JobSettings(
                 vm_group=group.name,
                 vcenter=group.vcenter,
@@ -66,6 +67,8 @@ class CommServe:
                     pending_snapshot=group.pending_snapshot,
                     min_free_bytes=group.min_free_bytes,
                     max_hold_s=group.max_hold_s,
+                    disks=group.disk_selection,
+                    removal_handover_s=group.removal_handover_after_s,
                 ),
             )
 
@@ -117,7 +120,11 @@ class CommServe:
 
     @step("report_unled_job")
     def report_unled_job(self, close: CloseJobInput) -> JobReport:
-        """The result of a job that ended before any coordinator led it. Writes it to the catalogue only."""
+        """The result of a job that ended before any coordinator led it, written where a coordinator would have.
+
+        Keyed by job id: a second run returns the report that the first one wrote. Errors: neither the repository
+        nor the catalogue can be written.
+        """
         status, reason = status_of(close, JobTotals())
         report = JobReport(
             job_id=close.job_id,
@@ -134,8 +141,21 @@ class CommServe:
             started_at=close.started_at,
             ended_at=datetime.now(UTC),
         )
-        catalog_job(self._peers.catalog(), report, [])
-        return report
+        stands, lost = self._keep_report(close.media_agent, report)
+        problem = tolerated(lambda: catalog_job(self._peers.catalog(), stands, []))
+        if problem and lost:
+            raise BusyError(f"the report of job {close.job_id} cannot be kept: {lost}; {problem}")
+        if problem or lost:
+            activity.logger.error("job %s is not kept everywhere: %s", close.job_id, problem or lost)
+        return stands
+
+    def _keep_report(self, media_agent: str, report: JobReport) -> tuple[JobReport, str]:
+        """Write the job's report to the repository; returns the one that stands, and why it could not be written."""
+        try:
+            return write_job_report(self._peers.repository(media_agent), report), ""
+        except SafehaulError as error:
+            # Often the very reason why nobody led the job. The catalogue has the row, until it is rebuilt.
+            return report, str(error)
 
     async def _look_up(self, child: ChildRef) -> ClosedChild | None:
         handle = self._client.get_workflow_handle(child.child_id)

@@ -59,6 +59,11 @@ class OpenDisk:
         """What the filers have been asked for, descriptors, grain tables and gaps between grains included."""
         return sum(export.bytes_read for export in self.exports)
 
+    @property
+    def nfs_version(self) -> str:
+        """What this node speaks with the filer: `3`, `4.1`; both where the chain lies on two exports."""
+        return ", ".join(sorted({export.version for export in self.exports if export.version}))
+
 
 @contextmanager
 def open_disk(peers: Peers, volumes: Volumes, disk: VmDisk) -> Iterator[OpenDisk]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime
 
 from activities.beat import keep_alive
 from activities.disks import check_same
 from activities.errors import step
 from activities.peers import Peers
-from activities.records import catalog_backup
-from activities.spool import spool_directory
-from safehaul.errors import IntegrityError, PolicyError, VmMovedError
+from activities.records import catalog_backup, tolerated
+from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, seal, sessions
 from safehaul.messages.steps import (
     BackupSession,
@@ -73,6 +71,20 @@ class MediaAgentIndexing:
             skipped=[
                 manifest.Skipped(kind="disk", key=item.disk.key, label=item.disk.label, reason=item.reason)
                 for item in arg.transport.skipped
+            ]
+            + [
+                manifest.Skipped(
+                    kind="disk",
+                    key=item.disk.key,
+                    label=item.disk.label,
+                    reason=item.reason,
+                    deselected=True,
+                )
+                for item in arg.transport.deselected
+            ]
+            + [
+                manifest.Skipped(kind="file", label=item.path, reason=item.reason)
+                for item in arg.skipped_files
             ],
             snapshot=manifest.SnapshotRecord(
                 name=arg.snapshot.name,
@@ -87,7 +99,7 @@ class MediaAgentIndexing:
                 },
             ),
             hardware=arg.transport.hardware,
-            warnings=arg.snapshot.warnings,
+            warnings=arg.warnings or arg.snapshot.warnings,
         )
         ref = seal.commit(session, contents, heartbeat=keep_alive)
         return SealedBackup(
@@ -98,8 +110,9 @@ class MediaAgentIndexing:
     def write_index(self, arg: IndexInput) -> IndexWritten:
         """Step 14: writes the VM's index, with the record of the snapshot's removal, and the catalogue's rows.
 
-        Keyed by the backup: a second run with the same index changes nothing. Errors: the access node has not
-        marked the VM completed, or the snapshot is not gone.
+        Keyed by the backup: a second run with the same index changes nothing. The index in the repository is what
+        counts: a catalogue that cannot be written is a warning, and `safehaul catalog rebuild` brings the row.
+        Errors: the access node has not marked the VM completed, or the snapshot is not gone.
         """
         if not arg.removal.gone or not arg.mark.snapshot_absent or not arg.mark.node:
             raise PolicyError(
@@ -123,10 +136,10 @@ class MediaAgentIndexing:
         )
         manifest.write_index(repository, index)
         ref = manifest.BackupRef(arg.vm.vc_guid, arg.backup_id)
-        catalog_backup(
-            self._peers.catalog(), manifest.read_manifest(repository, ref), index, arg.vm.media_agent
-        )
-        return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref))
+        stored = manifest.read_manifest(repository, ref)
+        problem = tolerated(lambda: catalog_backup(self._peers.catalog(), stored, index, arg.vm.media_agent))
+        warnings = [f"the catalogue does not list this backup: {problem}"] if problem else []
+        return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref), warnings=warnings)
 
 
 class AccessNodeIndexing:
@@ -145,13 +158,11 @@ class AccessNodeIndexing:
             raise PolicyError(
                 f"snapshot {arg.snapshot.moref} of VM {arg.vm.name!r} is still in vCenter after its removal"
             )
-        spool = spool_directory(self._peers, arg.vm)
-        shutil.rmtree(spool, ignore_errors=True)
         return CompletionMark(
             node=arg.vm.node,
             marked_at=datetime.now(UTC),
             snapshot_absent=True,
-            spool_removed=not spool.exists(),
+            spool_removed=self._peers.spool(arg.vm.node).empty(arg.vm),
         )
 
 
@@ -165,7 +176,12 @@ def _description(item: DiskTransport) -> manifest.DiskDescription:
         uuid=disk.uuid,
         change_id=disk.change_id,
         transport=item.transport,
-        details={"format": item.format, "export": item.export, "controller_key": disk.controller_key},
+        details={
+            "format": item.format,
+            "export": item.export,
+            "nfs_version": item.nfs_version,
+            "controller_key": disk.controller_key,
+        },
     )
 
 
@@ -184,6 +200,6 @@ def _check_complete(arg: SealInput, stored_files: set[str]) -> None:
             check_same(disk.disk.label, disk.identity, arg.done.disk_identities.get(str(disk.disk.key), []))
         except VmMovedError as error:
             # Step 12 has its answer: another try of the commit would compare the same two answers again.
-            raise IntegrityError(f"VM {arg.vm.name!r}: {error}: not committed") from error
+            raise SnapshotLostError(f"VM {arg.vm.name!r}: {error}: not committed") from error
     if arg.done.snapshot_moref != arg.snapshot.moref:
         raise IntegrityError(f"VM {arg.vm.name!r}: step 12 looked at another snapshot: not committed")

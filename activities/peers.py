@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from activities.spool import Spool
 from safehaul.catalog.catalog import Catalog
 from safehaul.config.settings import Settings
 from safehaul.media.repository import Repository
@@ -29,9 +30,11 @@ class Peers:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
+        self._catalog_lock = threading.Lock()
         self._vcenters: dict[str, VCenter] = {}
         self._repositories: dict[str, Repository] = {}
         self._catalogs: dict[str, Catalog] = {}
+        self._spools: dict[str, Spool] = {}
 
     def vcenter(self, name: str) -> VCenter:
         """The session with the vCenter of that name in the configuration."""
@@ -46,28 +49,32 @@ class Peers:
         )
 
     def catalog(self) -> Catalog:
-        """The catalogue."""
-        return self._once(self._catalogs, "", lambda: Catalog(self.settings.catalog_url()))
+        """The catalogue. Under a lock of its own: a database that does not answer holds nothing else up."""
+        with self._catalog_lock:
+            if "" not in self._catalogs:
+                self._catalogs[""] = Catalog(self.settings.catalog_url())
+            return self._catalogs[""]
 
     def open_export(self, volume: NasVolume, *, writable: bool = False) -> NasExport:
         """A fresh connection to the export behind a NAS volume; the caller closes it."""
         definitions = self.settings.restore_exports if writable else self.settings.exports
         return open_export(match(volume, definitions, writable=writable))
 
-    def spool(self, node: str) -> Path:
-        """The node's spool directory."""
-        return Path(self.settings.access_node(node).spool_dir) / node
+    def spool(self, node: str) -> Spool:
+        """The node's spool."""
+        return self._once(self._spools, node, lambda: self._open_spool(node))
 
     def close(self) -> None:
         """Log out everywhere."""
         with self._lock:
             for vcenter in self._vcenters.values():
                 vcenter.close()
+            self._vcenters.clear()
+            self._repositories.clear()
+        with self._catalog_lock:
             for catalog in self._catalogs.values():
                 catalog.close()
-            self._vcenters.clear()
             self._catalogs.clear()
-            self._repositories.clear()
 
     def _open_vcenter(self, name: str) -> VCenter:
         found = self.settings.vcenter(name)
@@ -80,7 +87,12 @@ class Peers:
             thumbprint_sha256=found.thumbprint_sha256 or None,
             insecure=found.insecure_skip_verify,
             timeout_s=VCENTER_TIMEOUT_S,
+            max_concurrent_calls=found.max_concurrent_calls,
         )
+
+    def _open_spool(self, node: str) -> Spool:
+        found = self.settings.access_node(node)
+        return Spool(Path(found.spool_dir) / node, found.spool_limit_bytes)
 
     def _once(self, cache: dict[str, PeerT], key: str, make: Callable[[], PeerT]) -> PeerT:
         with self._lock:

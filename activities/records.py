@@ -6,13 +6,21 @@ Lists travel by reference: what is too large for a workflow's history stands her
 from __future__ import annotations
 
 import json
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from activities.catalog_rows import backup_row, job_row, job_vm_rows
+from activities.beat import keep_alive
+from activities.catalog_rows import backup_row, job_row, job_vm_rows, parse_report, read_reports
 from safehaul.catalog.catalog import Catalog
-from safehaul.errors import AlreadyExistsError, NotFoundError, StaleLeaseError
+from safehaul.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    PermanentError,
+    StaleLeaseError,
+    TransientError,
+)
 from safehaul.media import jobs
 from safehaul.media.manifest import BackupIndex, Manifest
 from safehaul.media.repository import Repository
@@ -20,17 +28,24 @@ from safehaul.messages.inventory import VmRecord
 from safehaul.messages.job import (
     Admission,
     CloseJobInput,
+    DistributeInput,
+    Excluded,
     JobReport,
     JobStatus,
     JobTotals,
     Lease,
     LeaseInput,
+)
+from safehaul.messages.plan import (
     PlannedVm,
 )
 from safehaul.messages.vm import VmReport
 
 PAGE_VMS = 200
 MAX_EPOCHS = 10_000
+# A locked SQLite waits half a minute by itself each time; a database that is down needs a person.
+CATALOG_TRIES = 3
+CATALOG_PAUSE_S = 2.0
 
 
 def write_vm_pages(repository: Repository, job_id: str, records: Sequence[VmRecord]) -> list[str]:
@@ -52,6 +67,15 @@ def write_plan_pages(repository: Repository, lease: Lease, node: str, vms: Seque
 def read_plan_page(repository: Repository, job_id: str, page: str) -> list[PlannedVm]:
     """One page of the plan."""
     return [PlannedVm.model_validate(item) for item in _read_page(repository, job_id, page)]
+
+
+def no_longer_selected(repository: Repository, arg: DistributeInput, known: set[str]) -> list[Excluded]:
+    """VMs of the earlier plan whose VC.GUID is not in `known`: they left the group while the job ran."""
+    earlier = (vm for page in arg.earlier_pages for vm in read_plan_page(repository, arg.job_id, page))
+    reason = "it was deleted, or its VM group no longer selects it, since the job began"
+    return [
+        Excluded(name=vm.name, vc_guid=vm.vc_guid, reason=reason) for vm in earlier if vm.vc_guid not in known
+    ]
 
 
 def write_nodes(repository: Repository, lease: Lease, admission: Admission) -> None:
@@ -110,17 +134,10 @@ def write_report_page(repository: Repository, job_id: str, page: str, reports: S
         return
 
 
-def read_reports(
-    repository: Repository, job_id: str, pages: Sequence[str]
-) -> tuple[list[VmReport], JobTotals]:
-    """All VM reports of a job and their sums."""
-    reports: list[VmReport] = []
-    totals = JobTotals()
-    for page in pages:
-        for item in _read_page(repository, job_id, page):
-            reports.append(VmReport.model_validate(item))
-            totals = totals.plus(reports[-1])
-    return reports, totals
+def reported_guids(repository: Repository, job_id: str, pages: Sequence[str]) -> set[str]:
+    """VC.GUIDs of the VMs whose reports are durable."""
+    vms, _ = read_reports(repository, job_id, pages)
+    return {vm.vc_guid for vm in vms}
 
 
 def write_job_report(repository: Repository, report: JobReport) -> JobReport:
@@ -128,13 +145,13 @@ def write_job_report(repository: Repository, report: JobReport) -> JobReport:
     try:
         jobs.put_job_object(repository, report.job_id, "report", report.model_dump_json().encode())
     except AlreadyExistsError:
-        return JobReport.model_validate_json(jobs.get_job_object(repository, report.job_id, "report"))
+        return parse_report(jobs.get_job_object(repository, report.job_id, "report"), report.job_id)
     return report
 
 
 def read_job_report(repository: Repository, job_id: str) -> tuple[JobReport, list[VmReport]]:
     """A job's report and all its VM reports. Raises NotFoundError when step 17 has left none."""
-    report = JobReport.model_validate_json(jobs.get_job_object(repository, job_id, "report"))
+    report = parse_report(jobs.get_job_object(repository, job_id, "report"), job_id)
     vms, _ = read_reports(repository, job_id, report.pages)
     return report, vms
 
@@ -155,6 +172,24 @@ def status_of(close: CloseJobInput, totals: JobTotals) -> tuple[JobStatus, str]:
     if bad == totals.vms:
         return JobStatus.FAILED, f"no VM was backed up: {counts}"
     return JobStatus.PARTIAL, counts
+
+
+def tolerated(write: Callable[[], None]) -> str:
+    """Write to the catalogue, which is never the truth: tried a few times. Returns why it could not be, or nothing."""
+    problem = ""
+    for attempt in range(CATALOG_TRIES):
+        if attempt:
+            time.sleep(CATALOG_PAUSE_S)
+        keep_alive("catalogue")
+        try:
+            write()
+        except TransientError as error:
+            problem = str(error)
+        except PermanentError as error:  # another try finds the same
+            return str(error)
+        else:
+            return ""
+    return problem
 
 
 def catalog_job(catalog: Catalog, report: JobReport, vms: Sequence[VmReport]) -> None:

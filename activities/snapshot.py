@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from temporalio import activity
+
 from activities.beat import beat, keep_alive
 from activities.errors import step
 from activities.peers import Peers
-from safehaul.errors import PolicyError, QuiesceRefusedError, UnsupportedError
+from safehaul.errors import InvalidInputError, PolicyError, QuiesceRefusedError, UnsupportedError
 from safehaul.messages.inventory import VmState
 from safehaul.messages.marker import SnapshotMarker
 from safehaul.messages.snapshots import TakenSnapshot
@@ -87,8 +89,8 @@ class Snapshots:
 
         Keyed by the recorded moref, checked against name and marker; without a moref the snapshot is looked for
         by name and marker, after running snapshot tasks of the VM have ended. A second run finds it gone. A
-        cancel does not stop it. Heartbeats while vCenter consolidates. Errors: a locked file, no space, a
-        snapshot that is not ours.
+        cancel does not stop it. Files that the VM still has in this node's spool go with it. Heartbeats while
+        vCenter consolidates. Errors: a locked file, no space, a snapshot that is not ours.
         """
         record = removal.remove(
             self._peers.vcenter(arg.vm.vcenter),
@@ -99,7 +101,15 @@ class Snapshots:
             before=arg.before,
             heartbeat=keep_alive,
         )
+        self._drop_files(arg.vm)
         return Removal(gone=True, moref=arg.moref, record=record.model_dump(mode="json"))
+
+    def _drop_files(self, vm: VmRef) -> None:
+        try:
+            self._peers.spool(vm.node).drop_unstored(vm)
+        except (InvalidInputError, OSError) as error:
+            # The node has left the configuration, or its disk is broken: the snapshot is gone all the same.
+            activity.logger.warning("the spool of VM %r on %s stays: %s", vm.name, vm.node, error)
 
     def _create(self, arg: CreateSnapshotInput, *, quiesce: bool) -> TakenSnapshot:
         return snapshots.create(

@@ -12,13 +12,13 @@ from activities.beat import beat
 from activities.disks import check_same, identity_of, open_disk, volumes_of
 from activities.errors import step
 from activities.peers import Peers
-from activities.spool import spool_directory
-from safehaul.errors import IntegrityError, NotFoundError, PolicyError, VmMovedError
+from safehaul.errors import IntegrityError, NotFoundError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, sessions
 from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
 from safehaul.media.writer import DiskWriter
 from safehaul.messages.inventory import VmDisk
+from safehaul.messages.progress import TransferBeat
 from safehaul.messages.steps import (
     FinishInput,
     ReadingDone,
@@ -31,6 +31,7 @@ from safehaul.messages.steps import (
 )
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory, vms
+from safehaul.vsphere.names import parse_datastore_path
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
 READ_BYTES = 8 * 1024 * 1024
@@ -47,23 +48,30 @@ class Transfers:
     def store_files(self, arg: StoreFilesInput) -> StoredFiles:
         """Step 10: puts the VM's files from the spool into the opened backup.
 
-        A second run stores them again, which replaces the first run's. Heartbeats with each file. Errors: the
-        spool is empty (step 9 ran elsewhere), the session is sealed.
+        A second run stores them again, which replaces the first run's, or answers from the record that the first one
+        left in the spool in the files' place. Heartbeats with each file. Errors: the spool is empty (step 9 ran
+        elsewhere), the session is sealed.
         """
-        spool = spool_directory(self._peers, arg.vm)
+        spool = self._peers.spool(arg.vm.node)
+        done = spool.stored(arg.vm)
+        if done is not None:
+            return done
+        directory = spool.directory(arg.vm)
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
         stored: list[StoredFile] = []
         with FileWriter(session) as writer:
             for file in arg.files.files:
                 beat(file.name)
-                kept = writer.add(file.path, file.type, spool / file.spool_name)
+                kept = writer.add(file.path, file.type, directory / file.spool_name)
                 if kept.size_bytes != file.size_bytes:
                     raise IntegrityError(
                         f"file {file.name!a} has {kept.size_bytes} bytes in the spool, {file.size_bytes} came"
                     )
                 stored.append(StoredFile(name=kept.name, size_bytes=kept.size_bytes))
             writer.finish()
-        return StoredFiles(files=stored)
+        result = StoredFiles(files=stored)
+        spool.keep_record(arg.vm, result)
+        return result
 
     @step("transfer_disk")
     def transfer_disk(self, arg: TransferInput) -> TransferResult:
@@ -128,9 +136,9 @@ class Transfers:
         """The snapshot is there, and its disks are where step 8 found them; both never come back by waiting."""
         state = vms.vm_state(self._peers.vcenter(vm.vcenter), vm.moref)
         if all(node.moref != snapshot_moref for node in state.snapshots):
-            raise NotFoundError(
+            raise SnapshotLostError(
                 f"snapshot {snapshot_moref} of VM {vm.name!r} is gone although we had not removed it: somebody else "
-                "removed or reverted it; the VM is backed up again by the next job"
+                "removed or reverted it; see vCenter's events for who did"
             )
         frozen = {
             item.key: item for item in vms.snapshot_disks(self._peers.vcenter(vm.vcenter), snapshot_moref)
@@ -139,9 +147,9 @@ class Transfers:
             found = frozen.get(disk.key)
             where = [found.path, *found.parent_paths] if found else ["nowhere"]
             if where != [disk.path, *disk.parent_paths]:
-                raise NotFoundError(
+                raise SnapshotLostError(
                     f"{disk.label} of VM {vm.name!r} was moved from {disk.path!a} to {where[0]!a} while it was "
-                    "backed up (Storage vMotion): keep the VM in place, or back it up again by the next job"
+                    "backed up (Storage vMotion): keep the VM in place during its backup"
                 )
 
     def _previous(self, arg: TransferInput, disk: VmDisk) -> DiskMap | None:
@@ -158,16 +166,28 @@ class Transfers:
 
 
 class _Watch:
-    """Looks now and then whether the snapshot may still be held (vmware-facts 15), and heartbeats."""
+    """Heartbeats, and looks now and then whether the snapshot may still be held (vmware-facts 15)."""
 
     def __init__(self, peers: Peers, arg: TransferInput) -> None:
         self._peers = peers
         self._arg = arg
         self._due = time.monotonic() + WATCH_EVERY_S
 
-    def look(self, done_bytes: int) -> None:
-        """Heartbeat; PolicyError when the snapshot has been held too long or a datastore is too full."""
-        beat(done_bytes, self._arg.transport.disk.capacity_bytes)
+    def waits(self, done_bytes: int, waits_for: str) -> None:
+        """Heartbeat with what the disk waits for: a heartbeat that is repeated while a call blocks says so."""
+        disk = self._arg.transport.disk
+        beat(
+            TransferBeat(
+                disk=disk.label,
+                done_bytes=done_bytes,
+                capacity_bytes=disk.capacity_bytes,
+                vm_done_bytes=self._arg.done_before_bytes + done_bytes,
+                waits_for=waits_for,
+            )
+        )
+
+    def look(self) -> None:
+        """PolicyError when the snapshot has been held too long or a datastore is too full."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + WATCH_EVERY_S
@@ -178,11 +198,13 @@ class _Watch:
                 f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
                 f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
             )
-        used = arg.transport.disk.path[1:].split("]", 1)[0]
+        disk = arg.transport.disk
+        # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
+        used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
         for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
-            if volume.datastore == used and volume.free_bytes < arg.options.min_free_bytes:
+            if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
                 raise PolicyError(
-                    f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
+                    f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
                     f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
                 )
 
@@ -210,11 +232,13 @@ def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
         pending: Future[int] = ahead.submit(read, offset, buffers[0])
         while offset < chain.capacity_bytes:
-            watch.look(offset)
+            watch.waits(offset, "filer")
+            watch.look()
             length = pending.result()
             full = buffers[0]
             buffers.reverse()
             if offset + length < chain.capacity_bytes:
                 pending = ahead.submit(read, offset + length, buffers[0])
+            watch.waits(offset, "repository")
             writer.write(memoryview(full)[:length], offset)
             offset += length

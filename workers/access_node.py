@@ -24,7 +24,9 @@ from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, ru
 from workflows import policies
 
 Step = Callable[..., Any]
-CONTROL_SLOTS = 16
+CONTROL_SLOTS_PER_STREAM = 4
+"""A VM in work needs one control slot at a time; other jobs', restores', and pings must never wait behind them."""
+LEAST_CONTROL_SLOTS = 16
 CLEAN_UP_SLOTS = 4
 
 
@@ -36,11 +38,12 @@ async def serve(settings: Settings, name: str) -> None:
     client = await connect(settings, role)
     peers = Peers(settings)
     control, transfers, clean_up = steps(peers, name, streams)
-    pools = [ThreadPoolExecutor(size, role) for size in (CONTROL_SLOTS, streams, CLEAN_UP_SLOTS)]
+    slots = max(LEAST_CONTROL_SLOTS, CONTROL_SLOTS_PER_STREAM * streams)
+    pools = [ThreadPoolExecutor(size, role) for size in (slots, streams, CLEAN_UP_SLOTS)]
     try:
         await run_until_stopped(
             [
-                _worker(client, policies.control_queue(name), control, pools[0], CONTROL_SLOTS),
+                _worker(client, policies.control_queue(name), control, pools[0], slots),
                 _worker(client, policies.streams_queue(name), transfers, pools[1], streams),
                 _worker(client, policies.ACCESS_NODES_QUEUE, clean_up, pools[2], CLEAN_UP_SLOTS),
             ],

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
+from temporalio.common import WorkerDeploymentVersion
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, TLSConfig
@@ -75,14 +75,15 @@ def sandbox() -> SandboxedWorkflowRunner:
 
 
 def deployment() -> WorkerDeploymentConfig | None:
-    """Worker deployment versioning, on when SAFEHAUL_BUILD_ID is set: VM workflows then stay on their build."""
+    """Worker deployment versioning, on when SAFEHAUL_BUILD_ID is set; each workflow type says whether it stays on its
+    build. There is no default: a new type must decide. See docs/upgrades.md.
+    """
     build_id = os.environ.get("SAFEHAUL_BUILD_ID", "")
     if not build_id:
         return None
     return WorkerDeploymentConfig(
         version=WorkerDeploymentVersion(deployment_name="safehaul", build_id=build_id),
         use_worker_versioning=True,
-        default_versioning_behavior=VersioningBehavior.PINNED,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue
+from temporalio.common import RawValue, VersioningBehavior
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -24,9 +24,13 @@ def type_names() -> list[str]:
     return [str(item.__dict__["__temporal_workflow_definition"].name) for item in KNOWN]
 
 
-@workflow.defn(dynamic=True)
+@workflow.defn(dynamic=True, versioning_behavior=VersioningBehavior.PINNED)
 class UnknownWorkflow:
-    """Fails at once and says which types exist; without it a mistyped type would be retried for ever."""
+    """Fails at once and says which types exist; without it a mistyped type would be retried for ever.
+
+    With worker versioning it never meets a newer build's types: the server gives a new workflow to the current build
+    only, and a pinned one to its own.
+    """
 
     @workflow.run
     async def run(self, _args: Sequence[RawValue]) -> Any:

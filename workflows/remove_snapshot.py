@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
@@ -16,7 +17,8 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = "the input that BackupVm gives it"
 
 
-@workflow.defn(name="RemoveSnapshot")
+# It may take weeks and must outlive the build that began it.
+@workflow.defn(name="RemoveSnapshot", versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class RemoveSnapshot:
     """One per snapshot; ends when the snapshot is gone from the VM and from the datastore."""
 

@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
         RestoreStatus,
     )
     from workflows import policies
-    from workflows.coordinator import ping
+    from workflows.nodes import ping, run_on_node
     from workflows.snapshot_guard import uninterrupted
     from workflows.steps import run_step
     from workflows.vm_report import explain, table_cell
@@ -220,17 +220,15 @@ async def control_step(
     ref: RestoreRef, method: Callable[[Any, Any], ResultT], arg: Any, summary: str
 ) -> ResultT:
     """Run a short step on the restore's node; afterwards the cancel is looked at by the caller."""
-    result: ResultT = await run_step(
-        method, arg, queue=policies.control_queue(ref.node), summary=summary, policy=policies.VM_STEP
-    )
-    return result
+    return await run_on_node(ref.node, method, arg, summary=summary, policy=policies.VM_STEP)
 
 
 async def write_disks(story: RestoreStory, ref: RestoreRef, plan: RestorePlan) -> None:
     """Write, read back and compare each disk in turn."""
     for number, disk in enumerate(plan.disks, start=1):
         story.disk_begun(disk.label)
-        done = await run_step(
+        done = await run_on_node(
+            ref.node,
             Restores.restore_disk,
             RestoreDiskInput(ref=ref, plan=plan, disk=disk),
             queue=policies.streams_queue(ref.node),

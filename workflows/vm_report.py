@@ -19,10 +19,34 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
-    from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
-    from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
+    from safehaul.errors import SnapshotLostError, VmMovedError
+    from safehaul.messages.plan import PlannedVm
+    from safehaul.messages.steps import (
+        DownloadedFiles,
+        IndexWritten,
+        Removal,
+        SealedBackup,
+        SnapshotRef,
+        TransferResult,
+        TransportReport,
+    )
+    from safehaul.messages.vm import (
+        BackupVmInput,
+        DiskReport,
+        SkippedFile,
+        VmProgressDetail,
+        VmReport,
+        VmStatus,
+    )
+    from workflows.markdown import cell as table_cell
+    from workflows.vm_details import VmScene, vm_details
+
+__all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 
 MAX_WARNINGS = 50
+# Of skipped files the first ones stand in the VM's reason; all are in its report and in the manifest.
+MAX_REASONS = 5
+SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
 def explain(error: BaseException) -> str:
@@ -45,6 +69,14 @@ def explain(error: BaseException) -> str:
     return str(reason) or type(reason).__name__
 
 
+def nothing_readable(vm_name: str, transport: TransportReport) -> str:
+    """Why no disk of a VM can be backed up: they cannot go, or the VM group wants none of those that could."""
+    reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.disks)
+    if transport.deselected and not transport.skipped:
+        return f"the VM group's disk filters leave none of the disks of VM {vm_name!r}: {reasons}"
+    return f"no disk of VM {vm_name!r} can go through the NAS transport: {reasons or 'no disks'}"
+
+
 class VmStory:
     """Collects what happened to one VM; pure, but for the markdown shown in the web UI."""
 
@@ -56,12 +88,15 @@ class VmStory:
         self._stopped_at = 0
         self._stage = "starting"
         self._seconds: dict[str, float] = {}
-        self._warnings: list[str] = []
+        self.warnings: list[str] = []
+        self.skipped_files: list[SkippedFile] = []
         self._disks: dict[int, DiskReport] = {}
         self._snapshot_moref = ""
         self._removal: Removal | None = None
         self._backup_id = ""
         self._indexed = False
+        self._read: set[int] = set()
+        self._report: VmReport | None = None
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -90,9 +125,21 @@ class VmStory:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
         self._stopped_at = self._step
 
+    def may_begin_anew(self, error: BaseException) -> bool:
+        """True when only the snapshot was lost, and it is gone for certain: a new one may be read to its end."""
+        cause = error.cause if isinstance(error, ActivityError) else None
+        lost = isinstance(cause, ApplicationError) and cause.type in SNAPSHOT_LOST
+        return lost and self._removal is not None and self._removal.gone
+
+    def begin_anew(self, error: BaseException) -> None:
+        """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
+        self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
+        self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
+        self._disks, self.skipped_files = {}, []
+
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
-        self._warnings = [*self._warnings, *warnings][:MAX_WARNINGS]
+        self.warnings = [*self.warnings, *warnings][:MAX_WARNINGS]
 
     def snapshot(self, snapshot: SnapshotRef) -> None:
         """Step 7 is done."""
@@ -110,9 +157,16 @@ class VmStory:
                 format=item.format,
                 bytes_capacity=item.disk.capacity_bytes,
             )
+            self.warn(item.warnings)
+
+    def downloaded(self, files: DownloadedFiles) -> None:
+        """Step 9 is done."""
+        self.warn(files.skipped)
+        self.skipped_files = files.skipped_files
 
     def transferred(self, result: TransferResult) -> None:
         """A disk of step 11 is done."""
+        self._read.add(result.disk_key)
         self._disks[result.disk_key] = self._disks[result.disk_key].model_copy(
             update={
                 "bytes_read": result.bytes_read,
@@ -131,8 +185,9 @@ class VmStory:
         """Step 13 is done, or handed over."""
         self._removal = removal
 
-    def indexed(self) -> None:
+    def indexed(self, written: IndexWritten) -> None:
         """Step 14 is done."""
+        self.warn(written.warnings)
         self._indexed = True
         self._stage = "done"
         self._show()
@@ -154,14 +209,21 @@ class VmStory:
             snapshot_moref=self._snapshot_moref,
             snapshot_pending=bool(self._removal and self._removal.pending),
             disks=disks,
-            warnings=self._warnings,
+            skipped_files=self.skipped_files,
+            warnings=self.warnings,
             step_seconds=self._seconds,
-            bytes_capacity=sum(disk.bytes_capacity for disk in disks),
+            bytes_capacity=sum(disk.bytes_capacity for disk in disks if disk.transport != "deselected"),
             bytes_read=sum(disk.bytes_read for disk in disks),
             bytes_stored=sum(disk.bytes_stored for disk in disks),
             started_at=self._started_at,
             ended_at=now,
         )
+
+    def tell(self, report: VmReport) -> None:
+        """The end, for those who look in the web UI."""
+        self._report = report
+        self._stage = "done"
+        self._show()
 
     def progress(self) -> VmProgressDetail:
         """Answer of the query `progress`."""
@@ -172,15 +234,20 @@ class VmStory:
             step=self._step,
             stage=self._stage,
             snapshot_moref=self._snapshot_moref,
-            disks_done=sum(disk.seconds > 0 for disk in self._disks.values()),
+            disks_done=len(self._read),
             disks=len(self._disks),
         )
 
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
         if ending is None:
-            skipped = [disk for disk in self._disks.values() if disk.transport != "nas"]
-            if skipped:
-                return VmStatus.PARTIAL, "; ".join(f"{disk.label}: {disk.reason}" for disk in skipped)
+            # A disk that the VM group does not want is told among the disks, and lacks nobody.
+            skipped = [disk for disk in self._disks.values() if disk.transport not in ("nas", "deselected")]
+            reasons = [f"{disk.label}: {disk.reason}" for disk in skipped]
+            reasons += [f"{file.path}: {file.reason}" for file in self.skipped_files[:MAX_REASONS]]
+            if len(self.skipped_files) > MAX_REASONS:
+                reasons.append(f"and {len(self.skipped_files) - MAX_REASONS} more files")
+            if reasons:
+                return VmStatus.PARTIAL, "; ".join(reasons)
             return VmStatus.COMPLETED, ""
         if isinstance(ending, asyncio.CancelledError) or is_cancelled_exception(ending):
             reason = "cancelled"
@@ -196,20 +263,31 @@ class VmStory:
 
     def _show(self) -> None:
         assert self._vm is not None
-        lines = [
-            f"**{table_cell(self._vm.name)}** on `{self._vm.node}` — step {self._step}: {self._stage}",
-            "",
-            "| disk | transport | read | stored |",
-            "|---|---|---:|---:|",
-        ]
-        lines += [
-            f"| {table_cell(disk.label)} | {disk.transport} {table_cell(disk.reason)} | {disk.bytes_read:,} |"
-            f" {disk.bytes_stored:,} |"
-            for disk in self._disks.values()
-        ]
-        workflow.set_current_details("\n".join(lines))
+        workflow.set_current_details(
+            vm_details(
+                VmScene(
+                    name=self._vm.name,
+                    node=self._vm.node,
+                    step=self._step,
+                    stage=self._stage,
+                    snapshot=self._snapshot_text(),
+                    disks=list(self._disks.values()),
+                    read=frozenset(self._read),
+                    seconds=self._seconds,
+                    warnings=self.warnings,
+                    report=self._report,
+                )
+            )
+        )
+
+    def _snapshot_text(self) -> str:
+        if self._removal is not None and self._removal.pending:
+            return f"`{self._snapshot_moref}`: its removal is pending: {table_cell(self._removal.reason)}"
+        if not self._snapshot_moref:
+            return ""
+        return f"`{self._snapshot_moref}`: {'held' if self._removal is None else 'removed'}"
 
 
-def table_cell(text: str) -> str:
-    """Untrusted text inside a markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("`", "'")[:200]
+def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
+    """The report of a VM that was never given to a node."""
+    return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())

@@ -27,6 +27,7 @@ from lab.esx.objects import (
     FrozenFile,
     Hardware,
     Host,
+    Labels,
     Layout,
     LayoutDisk,
     LayoutFile,
@@ -60,6 +61,7 @@ __all__ = [
     "FrozenRecord",
     "Hardware",
     "Host",
+    "Labels",
     "Layout",
     "LayoutDisk",
     "LayoutFile",
@@ -227,6 +229,9 @@ class State(Model):
     instance_uuid: str
     last_event: int
     datacenter: Datacenter
+    """The first one."""
+    other_datacenters: list[Datacenter] = Field(default_factory=list)
+    labels: Labels = Field(default_factory=Labels)
     clusters: list[Cluster]
     hosts: list[Host]
     networks: list[Network]
@@ -239,6 +244,26 @@ class State(Model):
     task_ids: list[str]
     fault_rules: list[FaultRule]
     violations: list[Violation]
+
+    @property
+    def datacenters(self) -> list[Datacenter]:
+        """All datacentres."""
+        return [self.datacenter, *self.other_datacenters]
+
+    def datacenter_of(self, cluster: str) -> Datacenter:
+        """The datacentre of a cluster."""
+        parents = {each.moref: each.parent for each in self.clusters}
+        return next(
+            (each for each in self.datacenters if each.host_folder == parents.get(cluster)), self.datacenter
+        )
+
+    def datastores_in(self, datacenter: Datacenter) -> list[Datastore]:
+        """The datastores that the datacentre's hosts mount."""
+        return [
+            each
+            for each in self.datastores
+            if (each.folder or self.datacenter.datastore_folder) == datacenter.datastore_folder
+        ]
 
 
 class DirectoryEntry(Model):

@@ -51,18 +51,57 @@ class Datacenter(Model):
     network_folder: str
 
 
+class Pool(Model):
+    """A resource pool below a cluster's root pool, or below another one."""
+
+    moref: str
+    name: str
+    parent: str
+
+
 class Cluster(Model):
-    """A cluster: its hosts and its root resource pool (morefs)."""
+    """A cluster: its hosts, its root resource pool (morefs), and the pools below that."""
 
     moref: str
     name: str
     parent: str
     resource_pool: str
     hosts: list[str]
+    pools: list[Pool] = Field(default_factory=list)
+
+
+class CustomField(Model):
+    """A custom attribute of VMs."""
+
+    key: int
+    name: str
+
+
+class TagCategory(Model):
+    """A category of tags; ids are vCenter's URNs."""
+
+    id: str
+    name: str
+
+
+class Tag(Model):
+    """A tag. Its name is unique in its category."""
+
+    id: str
+    name: str
+    category_id: str
+
+
+class Labels(Model):
+    """What people hang on VMs: the definitions of custom attributes and tags."""
+
+    fields: list[CustomField] = Field(default_factory=list)
+    categories: list[TagCategory] = Field(default_factory=list)
+    tags: list[Tag] = Field(default_factory=list)
 
 
 class Host(Model):
-    """An ESXi host. All hosts mount all datastores."""
+    """An ESXi host. It mounts all datastores of its datacentre."""
 
     moref: str
     name: str
@@ -87,6 +126,8 @@ class Datastore(Model):
 
     moref: str
     name: str
+    folder: str = ""
+    """Moref of the datacentre's datastore folder; empty for the first datacentre's."""
     type: Literal["NFS", "NFS41", "VMFS"]
     remote_host: str = ""
     remote_hosts: list[str] = Field(default_factory=list)
@@ -264,6 +305,10 @@ class Vm(Model):
         "connected"
     )
     template: bool = False
+    tags: list[str] = Field(default_factory=list)
+    """Ids of tags."""
+    attributes: dict[int, str] = Field(default_factory=dict)
+    """Values of custom attributes by their key."""
     annotation: str = ""
     change_tracking_enabled: bool = False
     change_version: str

@@ -165,7 +165,7 @@ def service_nodes(
         ),
         Node(TASK_MANAGER, {"recentTask": inventory.latest_tasks, "maxCollector": lambda: 32}),
         Node(EVENT_MANAGER, {"latestEvent": latest_event, "maxCollector": lambda: 32}),
-        Node(CUSTOM_FIELDS_MANAGER, {"field": list}),
+        Node(CUSTOM_FIELDS_MANAGER, {"field": lambda: inventory.custom_fields}),
         Node(LICENSE_MANAGER, {"licensedEdition": lambda: "vc.standard.instance", "licenses": _licenses}),
         Node(VIEW_MANAGER, {"viewList": list}),
         Node(SEARCH_INDEX, {}),

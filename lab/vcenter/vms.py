@@ -25,6 +25,10 @@ _UNREADABLE = {"inaccessible", "invalid"}
 class Surroundings(Protocol):
     """What a VM's properties need to know of the inventory of the same moment."""
 
+    @property
+    def custom_fields(self) -> list[Any]:
+        """The definitions of custom attributes."""
+
     def recent_tasks(self, entity: str) -> list[Any]:
         """References of the entity's newest tasks."""
 
@@ -45,6 +49,9 @@ class VmProjection:
         vm = self.vm
         builders: dict[str, Any] = {
             **entity_properties(vm.name, vim.Folder(vm.parent)),
+            "customValue": self._custom_values,
+            "value": self._custom_values,
+            "availableField": lambda: around.custom_fields,
             "disabledMethod": lambda: _methods(vm.disabled_methods),
             "recentTask": lambda: around.recent_tasks(vm.moref),
             "capability": _capability,
@@ -219,6 +226,10 @@ class VmProjection:
             ],
             timestamp=self._projected,
         )
+
+    def _custom_values(self) -> list[Any]:
+        kind = vim.CustomFieldsManager.StringValue
+        return [kind(key=key, value=value) for key, value in sorted(self.vm.attributes.items())]
 
     def _datastores(self) -> list[Any]:
         keys = [self.vm.datastore, *(each.datastore for each in self.vm.hardware.disks)]

@@ -31,6 +31,19 @@ def list_job_objects(repository: Repository, job_id: str) -> Iterator[str]:
         yield found.name.removeprefix(prefix)
 
 
+def list_jobs(repository: Repository) -> Iterator[str]:
+    """Yield the folders of the jobs that have left a report (step 17), in order."""
+    for found in repository.store.list("jobs/"):
+        folder, _, name = found.name.removeprefix("jobs/").partition("/")
+        if name == "report":
+            yield folder
+
+
+def get_report(repository: Repository, folder: str) -> bytes:
+    """Read the report of a job by its folder, as `list_jobs` gives it. Raises NotFoundError, IntegrityError."""
+    return repository.get(Kind.JOB, f"jobs/{folder}/report")
+
+
 def _place(job_id: str, name: str) -> str:
     parts = [encode_segment(part, what="name of a job's object") for part in name.split("/")]
     return "/".join(["jobs", encode_segment(job_id, what="job id"), *parts])

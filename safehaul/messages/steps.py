@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import Field
 
 from safehaul.messages.base import Message
+from safehaul.messages.disks import DiskSelection
 from safehaul.messages.inventory import VmDisk, VmState
-from safehaul.messages.vm import VmOptions, VmReport
+from safehaul.messages.vm import SkippedFile, VmOptions, VmReport
 
 
 class VmRef(Message):
@@ -80,14 +81,17 @@ class DiskTransport(Message):
 
     disk: VmDisk
     transport: str
-    """`nas`, or `none` with the reason."""
+    """`nas`; `none` (it cannot go) or `deselected` (the VM group does not want it), each with the reason."""
     reason: str = ""
     export: str = ""
     nfs_version: str = ""
+    """`3` or `4.1`, as this node really speaks it with the filer, whatever the hosts do; empty when unknown."""
     format: str = ""
     chain_depth: int = 0
     extents: list[str] = Field(default_factory=list)
     identity: list[FileIdentity] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    """What is odd about the disk and does not keep it from being read."""
 
 
 class CheckTransportInput(Message):
@@ -95,6 +99,7 @@ class CheckTransportInput(Message):
 
     vm: VmRef
     snapshot: SnapshotRef
+    disks: DiskSelection = Field(default_factory=DiskSelection)
 
 
 class TransportReport(Message):
@@ -111,8 +116,13 @@ class TransportReport(Message):
 
     @property
     def skipped(self) -> list[DiskTransport]:
-        """Disks that do not, each with its reason."""
-        return [disk for disk in self.disks if disk.transport != "nas"]
+        """Selected disks that do not, each with its reason."""
+        return [disk for disk in self.disks if disk.transport not in ("nas", "deselected")]
+
+    @property
+    def deselected(self) -> list[DiskTransport]:
+        """Disks that the VM group does not want, each with its reason."""
+        return [disk for disk in self.disks if disk.transport == "deselected"]
 
 
 class SpooledFile(Message):
@@ -132,7 +142,6 @@ class DownloadInput(Message):
 
     vm: VmRef
     snapshot: SnapshotRef
-    limit_bytes: int
 
 
 class DownloadedFiles(Message):
@@ -140,6 +149,9 @@ class DownloadedFiles(Message):
 
     files: list[SpooledFile]
     skipped: list[str] = Field(default_factory=list)
+    """Warnings: of what need not be in the backup."""
+    skipped_files: list[SkippedFile] = Field(default_factory=list)
+    """What is missing from the backup: the VM is Partial."""
 
 
 class OpenBackupInput(Message):
@@ -189,6 +201,8 @@ class TransferInput(Message):
     transport: DiskTransport
     options: VmOptions
     snapshot_created_at: datetime
+    done_before_bytes: int = 0
+    """Capacity of the VM's disks that have been read already: told with the heartbeats."""
 
 
 class TransferResult(Message):
@@ -236,6 +250,9 @@ class SealInput(Message):
     files: StoredFiles
     transfers: list[TransferResult]
     done: ReadingDone
+    skipped_files: list[SkippedFile] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    """What was said of the VM so far."""
 
 
 class SealedBackup(Message):
@@ -308,6 +325,8 @@ class IndexWritten(Message):
 
     backup_id: str
     name: str
+    warnings: list[str] = Field(default_factory=list)
+    """The catalogue could not be written: it only lists what the repository holds."""
 
 
 class AskInput(Message):

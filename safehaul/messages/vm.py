@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from safehaul.messages.base import Message
+from safehaul.messages.disks import DiskSelection
 
 
 class VmStatus(StrEnum):
@@ -17,6 +18,11 @@ class VmStatus(StrEnum):
     PARTIAL = "Partial"
     FAILED = "Failed"
     CANCELLED = "Cancelled"
+
+
+MIN_FREE_BYTES = 10 * 2**30
+MAX_HOLD_S = 12 * 3600.0
+REMOVAL_HANDOVER_AFTER_S = 600.0
 
 
 class VmOptions(Message):
@@ -29,13 +35,14 @@ class VmOptions(Message):
     """`refuse` or `warn`: what to do with a VM that needed consolidation before we came."""
     pending_snapshot: str = "refuse"
     """`refuse` or `proceed`: what to do with a VM whose last backup's snapshot is still being removed."""
-    min_free_bytes: int = 0
+    min_free_bytes: int = MIN_FREE_BYTES
     """Least free space of each of the VM's datastores before a snapshot is made, and while it is held."""
-    max_hold_s: float = 4 * 3600.0
+    max_hold_s: float = MAX_HOLD_S
     """Longest time that a snapshot is held."""
-    removal_handover_s: float = 600.0
+    removal_handover_s: float = REMOVAL_HANDOVER_AFTER_S
     """After this long a stuck removal is handed to RemoveSnapshot."""
-    spool_limit_bytes: int = 256 * 1024 * 1024
+    disks: DiskSelection = Field(default_factory=DiskSelection)
+    """Which disks are wanted."""
 
 
 class BackupVmInput(Message):
@@ -72,6 +79,16 @@ class DiskReport(Message):
     seconds: float = 0.0
 
 
+class SkippedFile(Message):
+    """A file of the VM that is not in the backup although it should be."""
+
+    path: str
+    """Datastore path. Untrusted."""
+    type: str = ""
+    """As `layoutEx` says."""
+    reason: str
+
+
 class VmReport(Message):
     """What happened to one VM."""
 
@@ -88,6 +105,8 @@ class VmReport(Message):
     snapshot_pending: bool = False
     """True: the snapshot's removal is still under way in a RemoveSnapshot workflow."""
     disks: list[DiskReport] = Field(default_factory=list)
+    skipped_files: list[SkippedFile] = Field(default_factory=list)
+    """Files that are missing from the backup, each with its reason."""
     warnings: list[str] = Field(default_factory=list)
     step_seconds: dict[str, float] = Field(default_factory=dict)
     bytes_capacity: int = 0

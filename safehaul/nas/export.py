@@ -88,6 +88,10 @@ class NasExport(Protocol):
     def bytes_read(self) -> int:
         """Bytes of files asked of the filer since the export was opened: also tables, gaps, descriptors."""
 
+    @property
+    def version(self) -> str:
+        """The NFS version that is really spoken: `3` or `4.1`; empty when it cannot be told."""
+
     def stat(self, path: str) -> FileStat:
         """Attributes of the name itself (of the link, not of its target). Raises NotFoundError."""
 

@@ -7,6 +7,7 @@ import stat as stat_bits
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -47,6 +48,18 @@ class MountedExport:
             self._root = os.open(definition.mounted_at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise mount_translate(error, definition) from error
+
+    @property
+    def version(self) -> str:
+        """See `NasExport.version`; as the kernel's list of mounts says (proc(5), mountinfo: super options)."""
+        device = os.fstat(self._root).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted and rest.startswith("nfs"):
+                options = rest.rsplit(" ", 1)[-1].split(",")
+                return next((item.removeprefix("vers=") for item in options if item.startswith("vers=")), "")
+        return ""
 
     @property
     def bytes_read(self) -> int:

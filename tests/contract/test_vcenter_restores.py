@@ -24,7 +24,8 @@ from safehaul.vsphere import networks, privileges, registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.vm_disks import DiskChange
 from safehaul.vsphere.vms import vm_config
-from tests.contract.vcenter_server import USER, LabServer, lab_server
+from tests.contract.lab_server import LabServer, lab_server
+from tests.contract.vcenter_server import USER
 
 MIB = 1 << 20
 

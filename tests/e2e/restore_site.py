@@ -98,7 +98,7 @@ class Ran:
 
     def extents(self, vm: Vm) -> list[Path]:
         """The files that hold the VM's disks, in the order of their keys."""
-        self.lab.restore_filer.wait_settled()
+        self.lab.filers.wait_settled()
         found = []
         for disk in sorted(vm.hardware.disks, key=lambda disk: disk.key):
             store, inner = split(disk.chain[0].extent_path)
@@ -114,7 +114,7 @@ class Ran:
 
     def files(self) -> dict[str, str]:
         """Every file of the NAS datastore that is no log, with its content's digest."""
-        self.lab.restore_filer.wait_settled()
+        self.lab.filers.wait_settled()
         home = self.lab.state / "datastores" / "nfs-gold"
         found = {}
         for path in sorted(home.rglob("*")):

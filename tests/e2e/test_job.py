@@ -16,15 +16,18 @@ from lab.datacentre import DataCentre
 from lab.other_user import UNUSED_UID, as_user, can_change_user
 from lab.proof import Witness, file_system_check, frozen_record, is_ext4, one_point_in_time
 from lab.site import demo_site
+from safehaul.catalog.catalog import Catalog
 from tests.e2e.site import (
     data_centre,
     differences,
+    mounted_by_hosts_as,
     restored_images,
     run_job,
     status,
     steps_of,
     vm_of,
 )
+from tests.ganesha import needs_ganesha
 
 JOB = "nightly-1"
 VM_ORDER = [
@@ -54,9 +57,19 @@ class Ran:
     served_bytes: int
 
 
-@pytest.fixture(scope="module")
-def ran() -> Iterator[Ran]:
-    with data_centre(demo_site(6)) as lab:
+FILERS: list[Any] = [
+    "rclone",
+    needs_ganesha("ganesha NFS", slow=True),
+    needs_ganesha("ganesha NFS41", slow=True),
+]
+"""The kind of filer, and how the hosts mount it where that is not as the site says: rclone speaks v3 for both."""
+
+
+@pytest.fixture(scope="module", params=FILERS)
+def ran(request: pytest.FixtureRequest) -> Iterator[Ran]:
+    kind, _, mounted_as = request.param.partition(" ")
+    site = mounted_by_hosts_as(demo_site(6), mounted_as) if mounted_as else demo_site(6)
+    with data_centre(site, filer=kind) as lab:
         lab.start_workers()
         witness = Witness(lab.hosts, lab.state / "datastores")
         before = lab.served_bytes()
@@ -173,10 +186,28 @@ def test_the_index_holds_the_record_of_the_snapshots_removal(ran: Ran) -> None:
 
 
 def test_a_rebuilt_catalogue_has_the_same_rows(ran: Ran) -> None:
+    """Backups and jobs, into an empty database: nothing is known but from the repository."""
     before = ran.lab.safehaul("backups", "list", "--json")
     assert len(json.loads(before)) == 6
+    rows = _catalogued(ran.lab)
+    assert [len(table) for table in rows] == [6, 1, 6]
+    for path in ran.lab.home.glob("catalog.db*"):
+        path.rename(path.with_name(f"old-{path.name}"))
     ran.lab.safehaul("catalog", "rebuild")
     assert ran.lab.safehaul("backups", "list", "--json") == before
+    assert _catalogued(ran.lab) == rows
+    for path in ran.lab.home.glob("catalog.db*"):
+        path.unlink()
+    for path in ran.lab.home.glob("old-catalog.db*"):  # the workers still hold this one open
+        path.rename(path.with_name(path.name.removeprefix("old-")))
+
+
+def _catalogued(lab: DataCentre) -> tuple[list[Any], list[Any], list[Any]]:
+    catalog = Catalog(f"sqlite:///{lab.home / 'catalog.db'}")
+    jobs = catalog.list_jobs()
+    found = catalog.export(), jobs, [vm for job in jobs for vm in catalog.job_vms(job.job_id)]
+    catalog.close()
+    return found
 
 
 def test_no_secret_is_in_history_log_or_repository(ran: Ran) -> None:

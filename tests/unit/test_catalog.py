@@ -114,3 +114,13 @@ def test_processes_that_open_and_write_an_empty_database_at_once_do_not_fail(url
     catalog = Catalog(url)
     assert len(catalog.list_backups()) == 80
     catalog.close()
+
+
+def test_a_refused_row_is_an_error_of_ours_and_changes_nothing(url: str) -> None:
+    catalog = Catalog(url)
+    job = JobRow(job_id="j", workflow_id="w", vm_group="g", status="Completed", started="1", ended="2", vms=1)
+    vm = JobVmRow(job_id="j", vc_guid="a.b", vm_name="x", status="Completed")
+    with pytest.raises(ConfigError, match=r"cannot be written: .*UNIQUE.*catalog rebuild"):
+        catalog.record_job(job, [vm, vm])
+    assert catalog.list_jobs() == []
+    catalog.close()

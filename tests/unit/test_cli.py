@@ -185,7 +185,11 @@ def test_the_catalogue_is_rebuilt_from_the_repository(
     config: Path, backup: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["--config", str(config), "catalog", "rebuild", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"backups": {"vault": 1}, "unread": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "backups": {"vault": 1},
+        "jobs": {"vault": 0},
+        "unread": [],
+    }
     assert run(["--config", str(config), "backups", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert f"{rows[0]['vc_guid']}/{rows[0]['backup_id']}" == backup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from activities.commserve import CommServe
 from activities.peers import Peers
@@ -47,14 +47,21 @@ RunWorld = Callable[[World], Any]
 
 
 @asynccontextmanager
-async def running(client: Client, world: World, silent: tuple[str, ...] = ()) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none."""
+async def running(
+    client: Client,
+    world: World,
+    silent: tuple[str, ...] = (),
+    *,
+    workflows: Sequence[type] = WORKFLOWS,
+    build: WorkerDeploymentConfig | None = None,
+) -> AsyncIterator[None]:
+    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning."""
     job, restores, steps = TrivialJob(world), TrivialRestore(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(4 * slots * max(1, len(world.nodes))))
 
-        async def serve(queue: str, activities: list[Any], **options: Any) -> None:
+        async def serve(queue: str, activities: list[Any], slots: int = slots, **options: Any) -> None:
             worker = Worker(
                 client,
                 task_queue=queue,
@@ -63,6 +70,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 max_concurrent_activities=slots,
                 max_heartbeat_throttle_interval=THROTTLE,
                 default_heartbeat_throttle_interval=THROTTLE,
+                deployment_config=build,
                 **options,
             )
             await stack.enter_async_context(worker)
@@ -81,7 +89,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 steps.reconcile,
                 *restores.desk(),
             ],
-            workflows=WORKFLOWS,
+            workflows=workflows,
             workflow_runner=sandbox(),
         )
         coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
@@ -91,7 +99,8 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 continue
             node = TrivialNode(world, name)
             await serve(policies.control_queue(name), [*node.control(), *coordination, *restores.control()])
-            await serve(policies.streams_queue(name), [node.transfer_disk, restores.restore_disk])
+            streams = [node.transfer_disk, restores.restore_disk]
+            await serve(policies.streams_queue(name), streams, world.stream_slots or slots)
         anyone = TrivialNode(world, "any")
         await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot, *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())

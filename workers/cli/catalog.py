@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import typer
 
-from activities.catalog_rows import rows_of_repository
+from activities.catalog_rows import JobRows, jobs_of_repository, rows_of_repository
 from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import BackupRow
 from safehaul.media.repository import Repository
@@ -23,33 +23,48 @@ def catalog() -> None:
 
 @app.command()
 def rebuild(context: typer.Context, *, as_json: Json = False) -> None:
-    """Make the rows of all backups again, from the repositories. Example: `safehaul catalog rebuild`.
+    """Make the rows of all backups and jobs again, from the repositories. Example: `safehaul catalog rebuild`.
 
-    Jobs' own rows stay as they are. Exit code 1 when a backup could not be read.
+    A job that no repository knows (it failed before it reached one) keeps its row. Exit code 1 when something could
+    not be read.
     """
     settings = of(context).settings()
     catalog = Catalog(settings.catalog_url())
     counts: dict[str, int] = {}
+    jobs: dict[str, int] = {}
     unread: list[str] = []
-
-    def rows(repository: Repository, agent: str) -> Iterator[BackupRow]:
-        for item in rows_of_repository(repository, agent):
-            if isinstance(item, BackupRow):
-                yield item
-            else:
-                unread.append(f"{agent}: {item[0]}: {item[1]}")
 
     for agent in settings.media_agents:
         repository = Repository.open(open_store(agent.repository), for_writing=False)
-        counts[agent.name] = catalog.replace_backups(agent.name, rows(repository, agent.name))
+        counts[agent.name] = catalog.replace_backups(agent.name, _backups(repository, agent.name, unread))
+        jobs[agent.name] = _record_jobs(catalog, repository, agent.name, unread)
         repository.close()
     catalog.close()
     if as_json:
-        show_json({"backups": counts, "unread": unread})
+        show_json({"backups": counts, "jobs": jobs, "unread": unread})
     else:
         for name, count in counts.items():
-            say(f"{name}: {count} backups")
+            say(f"{name}: {count} backups, {jobs[name]} jobs")
         for line in unread:
             say(f"could not be read: {safe(line)}")
     if unread:
         raise typer.Exit(1)
+
+
+def _backups(repository: Repository, agent: str, unread: list[str]) -> Iterator[BackupRow]:
+    for item in rows_of_repository(repository, agent):
+        if isinstance(item, BackupRow):
+            yield item
+        else:
+            unread.append(f"{agent}: {item[0]}: {item[1]}")
+
+
+def _record_jobs(catalog: Catalog, repository: Repository, agent: str, unread: list[str]) -> int:
+    count = 0
+    for item in jobs_of_repository(repository):
+        if isinstance(item, JobRows):
+            catalog.record_job(item.job, item.vms)
+            count += 1
+        else:
+            unread.append(f"{agent}: job {item[0]}: {item[1]}")
+    return count

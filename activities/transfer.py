@@ -19,6 +19,7 @@ from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
 from safehaul.media.writer import DiskWriter
 from safehaul.messages.inventory import VmDisk
+from safehaul.messages.progress import TransferBeat
 from safehaul.messages.steps import (
     FinishInput,
     ReadingDone,
@@ -159,16 +160,28 @@ class Transfers:
 
 
 class _Watch:
-    """Looks now and then whether the snapshot may still be held (vmware-facts 15), and heartbeats."""
+    """Heartbeats, and looks now and then whether the snapshot may still be held (vmware-facts 15)."""
 
     def __init__(self, peers: Peers, arg: TransferInput) -> None:
         self._peers = peers
         self._arg = arg
         self._due = time.monotonic() + WATCH_EVERY_S
 
-    def look(self, done_bytes: int) -> None:
-        """Heartbeat; PolicyError when the snapshot has been held too long or a datastore is too full."""
-        beat(done_bytes, self._arg.transport.disk.capacity_bytes)
+    def waits(self, done_bytes: int, waits_for: str) -> None:
+        """Heartbeat with what the disk waits for: a heartbeat that is repeated while a call blocks says so."""
+        disk = self._arg.transport.disk
+        beat(
+            TransferBeat(
+                disk=disk.label,
+                done_bytes=done_bytes,
+                capacity_bytes=disk.capacity_bytes,
+                vm_done_bytes=self._arg.done_before_bytes + done_bytes,
+                waits_for=waits_for,
+            )
+        )
+
+    def look(self) -> None:
+        """PolicyError when the snapshot has been held too long or a datastore is too full."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + WATCH_EVERY_S
@@ -213,11 +226,13 @@ def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
         pending: Future[int] = ahead.submit(read, offset, buffers[0])
         while offset < chain.capacity_bytes:
-            watch.look(offset)
+            watch.waits(offset, "filer")
+            watch.look()
             length = pending.result()
             full = buffers[0]
             buffers.reverse()
             if offset + length < chain.capacity_bytes:
                 pending = ahead.submit(read, offset + length, buffers[0])
+            watch.waits(offset, "repository")
             writer.write(memoryview(full)[:length], offset)
             offset += length

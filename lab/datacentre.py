@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from lab import filers
 from lab.esx.client import HostClient
 from lab.nfs_gate import NfsGate
 from lab.other_user import as_user
-from lab.processes import LabError, LabProcess, free_port, tool
+from lab.processes import LabError, LabProcess, free_port, processes_in, tool
 from lab.site import BACKUP_USER, LAB_PASSWORD, DatastoreSpec, Site, build
 from lab.temporal import TemporalServer
 
@@ -33,6 +34,8 @@ PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
 VM_GROUP = "demo"
 MEDIA_AGENT = "vault"
 FILES_WITHIN_S = 15.0
+# A process that was killed is seen for a moment more.
+ENDED_WITHIN_S = 3.0
 
 
 class DataCentre:
@@ -194,8 +197,14 @@ class DataCentre:
         return self.filers.served_bytes()
 
     def left_behind(self) -> list[str]:
-        """Names of the lab's processes that still run; empty after `stop`."""
-        return [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+        """The lab's processes that still run, and any other that works in its directory; empty after `stop`."""
+        deadline = time.monotonic() + ENDED_WITHIN_S
+        while True:
+            known = [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+            found = [*known, *processes_in(self.directory)]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End everything, workers first; a second call does nothing."""

@@ -19,15 +19,14 @@ with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from safehaul.messages.job import (
         CloseJobInput,
-        JobProgress,
         JobReport,
         JobSettings,
         JobStatus,
         OpenJobInput,
         RecordJobInput,
-        VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
+    from safehaul.messages.progress import JobProgress, NodeProgress, VmProgress
     from safehaul.messages.requests import BackupJobRequest
     from workflows import policies
     from workflows.coordinator import Coordinator
@@ -213,6 +212,7 @@ class BackupJob:
             vm_group=self._request.group_name,
             status=self._status,
             stage=self._stage,
+            started_at=self._started_at,
             coordinator=self._coordinator.name,
             waiting=self._ledger.waiting,
             running=[
@@ -222,10 +222,17 @@ class BackupJob:
                     node=child.node,
                     child_id=child.child_id,
                     started_at=child.started_at,
+                    capacity_bytes=child.capacity_bytes,
                 )
                 for child in self._ledger.state.running.values()
             ],
+            nodes=[
+                NodeProgress(name=node.name, streams=node.streams, lost=node.lost)
+                for node in self._ledger.state.nodes.values()
+            ],
             totals=self._ledger.state.totals,
+            capacity_bytes=self._ledger.state.capacity_bytes,
+            capacity_ended_bytes=self._ledger.state.capacity_ended_bytes,
             left_out=self._coordinator.left_out,
             recent=self._ledger.state.recent,
             rejected_signals=self._mailbox.rejected,
@@ -266,8 +273,8 @@ class BackupJob:
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
-            # A group that was given whole has done its work once the plan is durable.
-            request=BackupJobRequest(vm_group=self._request.group_name),
+            # With a group that was given whole: a coordinator's successor may have to plan by it again.
+            request=self._request,
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,
@@ -300,7 +307,7 @@ class BackupJob:
         self._show()
 
     def _show(self) -> None:
-        workflow.set_current_details(job_details(self.progress()))
+        workflow.set_current_details(job_details(self.progress(), workflow.info().namespace))
 
     @property
     def _job_id(self) -> str:

@@ -64,6 +64,7 @@ class BackupVm:
         self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
         ending = await self._try_until_read()
         report = self._story.end(ending, workflow.now())
+        self._story.tell(report)
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
         await self._ask_for_another_vm(report)
@@ -256,6 +257,7 @@ class BackupVm:
                         transport=disk,
                         options=self._input.options,
                         snapshot_created_at=created_at,
+                        done_before_bytes=sum(item.bytes_capacity for item in transfers),
                     ),
                     queue=policies.streams_queue(self._input.node),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",

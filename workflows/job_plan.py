@@ -90,6 +90,7 @@ class Planner:
         self._tell("discovering VMs")
         discovery = await self._discover(settings, "Step 2 · discover the VMs")
         self.noteworthy = discovery.noteworthy
+        self._ledger.state.capacity_bytes = discovery.capacity_bytes
         # Step 3
         self._tell("taking the job's lease")
         await self._coordinator.take_lease()

@@ -99,7 +99,9 @@ class Mailbox:
         self.nudge()
         if isinstance(vm, PlannedVm) and not ledger.planning:
             ledger.withdraw(vm)
-            ledger.record(unstarted_report(vm, VmStatus.CANCELLED, "cancelled before it was started"))
+            ledger.record(
+                unstarted_report(vm, VmStatus.CANCELLED, "cancelled before it was started"), vm.capacity_bytes
+            )
             return f"VM {vm.name!r} is cancelled: it had not been started"
         wanted = vm if isinstance(vm, str) else vm.vc_guid
         ledger.unwant(wanted)

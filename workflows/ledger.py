@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from safehaul.errors import IntegrityError
 from safehaul.messages.job import (
     ChildRef,
     NodeAnswer,
@@ -93,14 +94,20 @@ class Ledger:
         return None
 
     def loaded(self, page: str, vms: list[PlannedVm]) -> None:
-        """A page of the plan has come."""
+        """A page of the plan has come. Raises IntegrityError when the last one leaves fewer VMs than were planned.
+
+        Else the job would wait for ever for the VMs that are missing, or end Completed without them.
+        """
         for queue in self.state.queues:
             if queue.pages and queue.pages[0] == page:
                 queue.pages.pop(0)
                 queue.pending.extend(vms)
-                queue.unloaded_count = max(0, queue.unloaded_count - len(vms))
-                if not queue.pages:
-                    queue.unloaded_count = 0
+                queue.unloaded_count -= len(vms)
+                if not queue.pages and queue.unloaded_count:
+                    raise IntegrityError(
+                        f"the pages of the plan hold {abs(queue.unloaded_count)} VMs "
+                        f"{'fewer' if queue.unloaded_count > 0 else 'more'} than were planned (last page {page})"
+                    )
                 return
 
     def waiting_like(self, wanted: str) -> list[PlannedVm]:
@@ -168,13 +175,14 @@ class Ledger:
         child = self.state.running.pop(child_id, None)
         if child is None:
             return None
-        self.record(report)
+        self.record(report, child.capacity_bytes)
         if request is not None and request.node == child.node:
             self.node_answers(child.node, asked=True)
         return child
 
-    def record(self, report: VmReport) -> None:
-        """Count a VM's end and keep its report until it is durable."""
+    def record(self, report: VmReport, capacity_bytes: int = 0) -> None:
+        """Count a VM's end and keep its report until it is durable; `capacity_bytes` is the plan's."""
+        self.state.capacity_ended_bytes += capacity_bytes
         self.state.totals = self.state.totals.plus(report)
         self.state.unwritten.append(report)
         self.state.recent = [*self.state.recent, report][-RECENT_REPORTS:]

@@ -23,6 +23,10 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.plan import PlannedVm
     from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
     from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
+    from workflows.markdown import cell as table_cell
+    from workflows.vm_details import VmScene, vm_details
+
+__all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 
 MAX_WARNINGS = 50
 SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
@@ -73,6 +77,8 @@ class VmStory:
         self._removal: Removal | None = None
         self._backup_id = ""
         self._indexed = False
+        self._read: set[int] = set()
+        self._report: VmReport | None = None
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -136,6 +142,7 @@ class VmStory:
 
     def transferred(self, result: TransferResult) -> None:
         """A disk of step 11 is done."""
+        self._read.add(result.disk_key)
         self._disks[result.disk_key] = self._disks[result.disk_key].model_copy(
             update={
                 "bytes_read": result.bytes_read,
@@ -186,6 +193,12 @@ class VmStory:
             ended_at=now,
         )
 
+    def tell(self, report: VmReport) -> None:
+        """The end, for those who look in the web UI."""
+        self._report = report
+        self._stage = "done"
+        self._show()
+
     def progress(self) -> VmProgressDetail:
         """Answer of the query `progress`."""
         return VmProgressDetail(
@@ -195,7 +208,7 @@ class VmStory:
             step=self._step,
             stage=self._stage,
             snapshot_moref=self._snapshot_moref,
-            disks_done=sum(disk.seconds > 0 for disk in self._disks.values()),
+            disks_done=len(self._read),
             disks=len(self._disks),
         )
 
@@ -220,25 +233,31 @@ class VmStory:
 
     def _show(self) -> None:
         assert self._vm is not None
-        lines = [
-            f"**{table_cell(self._vm.name)}** on `{self._vm.node}` — step {self._step}: {self._stage}",
-            "",
-            "| disk | transport | read | stored |",
-            "|---|---|---:|---:|",
-        ]
-        lines += [
-            f"| {table_cell(disk.label)} | {disk.transport} {table_cell(disk.reason)} | {disk.bytes_read:,} |"
-            f" {disk.bytes_stored:,} |"
-            for disk in self._disks.values()
-        ]
-        workflow.set_current_details("\n".join(lines))
+        workflow.set_current_details(
+            vm_details(
+                VmScene(
+                    name=self._vm.name,
+                    node=self._vm.node,
+                    step=self._step,
+                    stage=self._stage,
+                    snapshot=self._snapshot_text(),
+                    disks=list(self._disks.values()),
+                    read=frozenset(self._read),
+                    seconds=self._seconds,
+                    warnings=self._warnings,
+                    report=self._report,
+                )
+            )
+        )
+
+    def _snapshot_text(self) -> str:
+        if self._removal is not None and self._removal.pending:
+            return f"`{self._snapshot_moref}`: its removal is pending: {table_cell(self._removal.reason)}"
+        if not self._snapshot_moref:
+            return ""
+        return f"`{self._snapshot_moref}`: {'held' if self._removal is None else 'removed'}"
 
 
 def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
     """The report of a VM that was never given to a node."""
     return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())
-
-
-def table_cell(text: str) -> str:
-    """Untrusted text inside a markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("`", "'")[:200]

@@ -90,7 +90,9 @@ class VmRunner:
         if at_once:
             await self._reconcile_children()
         while True:
-            await workflow.sleep(policies.RECONCILE_EVERY)
+            await workflow.sleep(
+                policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
+            )
             await self._reconcile_children()
             await self._look_for_lost_nodes()
 
@@ -127,6 +129,7 @@ class VmRunner:
             name=vm.name,
             moref=vm.moref,
             node=gift.node,
+            capacity_bytes=vm.capacity_bytes,
             given_by=gift.given_by,
             started_at=workflow.now(),
         )
@@ -317,15 +320,15 @@ class VmRunner:
         loaded = await self._coordinator.ask_surely(
             JobCoordination.load_page,
             lambda: PageInput(job_id=self._job_id, media_agent=self._settings.media_agent, name=page),
-            f"Load the plan's {page}",
+            f"Load a page of the plan ({self._ledger.waiting} VMs wait)",
         )
         self._ledger.loaded(page, loaded.vms)
         for vm in self._ledger.withdraw_unwanted():
             reason = "cancelled before it was started"
-            self._ledger.record(unstarted_report(vm, VmStatus.CANCELLED, reason))
+            self._ledger.record(unstarted_report(vm, VmStatus.CANCELLED, reason), vm.capacity_bytes)
 
     def _fail(self, vm: PlannedVm, reason: str) -> None:
-        self._ledger.record(unstarted_report(vm, VmStatus.FAILED, reason))
+        self._ledger.record(unstarted_report(vm, VmStatus.FAILED, reason), vm.capacity_bytes)
 
     @property
     def _settings(self) -> JobSettings:

@@ -1,4 +1,7 @@
-"""What a backup job is asked, told and answers: BackupJob's input, its settings, nodes, plan and report."""
+"""What a backup job is asked, told and answers: BackupJob's input, its settings, nodes, plan and report.
+
+Its progress is in `safehaul.messages.progress`.
+"""
 
 from __future__ import annotations
 
@@ -226,6 +229,7 @@ class ChildRef(Message):
     name: str
     moref: str
     node: str
+    capacity_bytes: int = 0
     given_by: str = "plan"
     started_at: datetime
 
@@ -335,29 +339,3 @@ class RecordJobInput(Message):
 
     job_id: str
     media_agent: str
-
-
-class VmProgress(Message):
-    """A running VM in the query `progress`."""
-
-    name: str
-    vc_guid: str
-    node: str
-    child_id: str
-    started_at: datetime
-
-
-class JobProgress(Message):
-    """Answer of the query `progress`."""
-
-    job_id: str
-    vm_group: str
-    status: JobStatus
-    stage: str
-    coordinator: str = ""
-    waiting: int = 0
-    running: list[VmProgress] = Field(default_factory=list)
-    totals: JobTotals = Field(default_factory=JobTotals)
-    left_out: list[str] = Field(default_factory=list)
-    recent: list[VmReport] = Field(default_factory=list)
-    rejected_signals: list[str] = Field(default_factory=list)

@@ -52,6 +52,10 @@ class LedgerState(BaseModel):
     queues: list[QueueLedger] = Field(default_factory=list)
     running: dict[str, ChildRef] = Field(default_factory=dict)
     totals: JobTotals = Field(default_factory=JobTotals)
+    capacity_bytes: int = 0
+    """Of all VMs that the group selected."""
+    capacity_ended_bytes: int = 0
+    """By the plan, of the VMs that have ended: what is left of the job is told from it."""
     unwritten: list[VmReport] = Field(default_factory=list)
     report_pages: list[str] = Field(default_factory=list)
     recent: list[VmReport] = Field(default_factory=list)

@@ -196,6 +196,8 @@ class TransferInput(Message):
     transport: DiskTransport
     options: VmOptions
     snapshot_created_at: datetime
+    done_before_bytes: int = 0
+    """Capacity of the VM's disks that have been read already: told with the heartbeats."""
 
 
 class TransferResult(Message):

@@ -78,6 +78,15 @@ def wait_end(lab: DataCentre, workflow_id: str, timeout_s: float = JOB_WITHIN_S)
         time.sleep(0.3)
 
 
+def failure_of(lab: DataCentre, workflow_id: str) -> str:
+    """Why a workflow has failed, by the last event of its history; empty when it has not."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout)["events"][-1]
+    failed = last.get("workflowExecutionFailedEventAttributes")
+    return str(failed["failure"]["message"]) if failed else ""
+
+
 def report_of(lab: DataCentre, workflow_id: str) -> dict[str, Any]:
     """The JobReport of a job that has ended."""
     shown = json.loads(lab.safehaul("job", "show", workflow_id, "--json", check=False))
@@ -161,7 +170,8 @@ def restored_images(lab: DataCentre, vm: dict[str, Any]) -> dict[int, Path]:
 def differences(lab: DataCentre, vm: dict[str, Any], images: dict[int, Path]) -> list[str]:
     """How images differ from what the VM's snapshot froze, by the hosts' own digests."""
     moref = next(item.moref for item in lab.hosts.state().vms if item.name == vm["name"])
-    return compare_disks(frozen_record(lab.hosts, moref, vm["snapshot_moref"]), images)
+    skipped = {disk["key"]: disk["reason"] for disk in vm["disks"] if disk["transport"] != "nas"}
+    return compare_disks(frozen_record(lab.hosts, moref, vm["snapshot_moref"]), images, skipped)
 
 
 def is_root() -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safehaul.errors import IntegrityError
 from safehaul.messages.job import (
     ChildRef,
     NodeAnswer,
@@ -75,6 +77,14 @@ def test_streams_are_filled_from_the_plan_and_then_only_on_request() -> None:
     ledger.node_answers("a", asked=True)
     (gift,) = ledger.gifts()
     assert (gift.node, gift.given_by) == ("a", "request")
+
+
+@pytest.mark.parametrize(("count", "says"), [(1, "1 VMs fewer"), (3, "1 VMs more")])
+def test_a_plan_whose_pages_do_not_hold_what_was_planned_is_an_error(count: int, says: str) -> None:
+    """Neither a job that waits for ever, nor one that is Completed without some of its VMs."""
+    ledger = _open({"p": [_vm(0), _vm(1)]}, {"a": 2})
+    with pytest.raises(IntegrityError, match=says):
+        ledger.loaded("p", [_vm(number) for number in range(count)])
 
 
 def test_an_end_counts_once() -> None:

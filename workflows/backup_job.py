@@ -273,8 +273,8 @@ class BackupJob:
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
-            # A group that was given whole has done its work once the plan is durable.
-            request=BackupJobRequest(vm_group=self._request.group_name),
+            # With a group that was given whole: a coordinator's successor may have to plan by it again.
+            request=self._request,
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,

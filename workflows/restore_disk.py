@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from activities.restore_desk import RestoreDesk
@@ -33,7 +32,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = '{"backup": "VC.GUID/TIME-ID", "disk": "2000", "to_vm": "web-1"}'
 
 
-@workflow.defn(name="RestoreDisk", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="RestoreDisk")
 class RestoreDisk:
     """Adds a disk to a VM; nothing that the VM has is touched."""
 

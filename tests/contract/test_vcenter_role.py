@@ -29,6 +29,7 @@ from safehaul.vsphere.vms import vm_config, vm_state
 from tests.contract.lab_server import LabServer, lab_server
 from tests.contract.snapshot_calls import NAME, OURS, before, remove_all, removed
 from tests.contract.vcenter_server import PASSWORD, PLAIN_VM, site
+from tests.documents import commands
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "vcenter-role.md"
 PACKAGE = Path(next(iter(safehaul.vsphere.__path__)))
@@ -176,9 +177,7 @@ def test_every_privilege_that_vmwares_api_gives_a_method_of_ours_is_documented()
 
 @pytest.mark.requires_debian("openssl", package="openssl")
 def test_the_documented_command_tells_the_thumbprint(lab: LabServer) -> None:
-    command = next(
-        line.strip() for line in DOCUMENT.read_text().splitlines() if line.strip().startswith("openssl")
-    )
+    command = next(each.text for each in commands(DOCUMENT) if each.text.startswith("openssl"))
     address = urlsplit(lab.url).netloc
     told = subprocess.run(
         ["sh", "-c", command.replace("vcenter.example.net:443", address)],

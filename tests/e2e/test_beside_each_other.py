@@ -84,7 +84,7 @@ def test_a_restore_waits_for_the_stream_that_a_job_holds(lab: DataCentre) -> Non
     one = vm_of(report_of(lab, "beside"), "one")
     assert one["status"] == "Completed", one["reason"]
     assert differences(lab, one, restored_images(lab, one)) == []
-    lab.restore_filer.wait_settled()
+    lab.filers.wait_settled()
     home = lab.state / "datastores" / "nfs-gold" / "two again"
     assert differences(lab, two, {2000: home / "vm-flat.vmdk"}) == []
     assert witness.problems() == []

@@ -86,16 +86,12 @@ class World:
     """What the trivial steps pretend to work on, and what they did: thread-safe."""
 
     def __init__(self, vm_count: int = 3, nodes: tuple[str, ...] = ("n1",), streams: int = 2) -> None:
-        self.vm_count = vm_count
-        self.nodes = nodes
-        self.streams = streams
+        self.vm_count, self.nodes, self.streams = vm_count, nodes, streams
+        # Transfers that a node does at once, whatever streams it tells each job; None: enough for all.
         self.stream_slots: int | None = None
-        """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
         self.distribution = "dynamic"
-        self.power: dict[str, float] = {}
-        """Node → power, as step 5 tells it."""
-        self.snapshots: dict[str, str] = {}
-        """Snapshot name → VC.GUID, of snapshots that exist."""
+        self.power: dict[str, float] = {}  # node → power, as step 5 tells it
+        self.snapshots: dict[str, str] = {}  # name → VC.GUID, of snapshots that exist
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
         self.hooks: dict[str, Callable[[Any], object]] = {}

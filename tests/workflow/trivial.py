@@ -87,8 +87,7 @@ class World:
 
     def __init__(self, vm_count: int = 3, nodes: tuple[str, ...] = ("n1",), streams: int = 2) -> None:
         self.vm_count, self.nodes, self.streams = vm_count, nodes, streams
-        # Transfers that a node does at once, whatever streams it tells each job; None: enough for all.
-        self.stream_slots: int | None = None
+        self.stream_slots: int | None = None  # transfers at once; None: enough for all jobs
         self.distribution = "dynamic"
         self.power: dict[str, float] = {}  # node → power, as step 5 tells it
         self.snapshots: dict[str, str] = {}  # name → VC.GUID, of snapshots that exist
@@ -96,7 +95,7 @@ class World:
         self.order: list[tuple[str, str]] = []
         self.hooks: dict[str, Callable[[Any], object]] = {}
         self.reports: dict[str, list[VmReport]] = {}
-        self.options = VmOptions(removal_handover_s=20.0)
+        self.options = VmOptions(removal_handover_s=20)
         self.failed: list[Excluded] = []  # as discovery tells them
         self.transports = ["nas"]  # step 8's verdict for each disk of every VM
         self.lock = threading.Lock()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 from safehaul.catalog.rows import BackupRow, DiskRow, JobRow, JobVmRow
 from safehaul.errors import SafehaulError
@@ -42,7 +44,12 @@ def backup_row(manifest: Manifest, index: BackupIndex | None, media_agent: str) 
             for disk in manifest.disks
         ]
         + [
-            DiskRow(key=item.key or 0, label=item.label, transport="none", reason=item.reason)
+            DiskRow(
+                key=item.key or 0,
+                label=item.label,
+                transport="deselected" if item.deselected else "none",
+                reason=item.reason,
+            )
             for item in manifest.skipped
             if item.kind == "disk"
         ],
@@ -72,11 +79,16 @@ def job_row(report: JobReport) -> JobRow:
 
 
 def job_vm_rows(report: JobReport, vms: Sequence[VmReport]) -> list[JobVmRow]:
-    """A job's VMs as the catalogue lists them."""
+    """A job's VMs as the catalogue lists them.
+
+    VMs that failed for want of a VC.GUID of their own have none or share one: their rows are numbered.
+    """
+    met: Counter[str] = Counter(vm.vc_guid for vm in vms)
+    shared = {guid: count(1) for guid, number in met.items() if number > 1 or not guid}
     return [
         JobVmRow(
             job_id=report.job_id,
-            vc_guid=vm.vc_guid,
+            vc_guid=f"{vm.vc_guid}#{next(shared[vm.vc_guid])}" if vm.vc_guid in shared else vm.vc_guid,
             vm_name=vm.name,
             status=vm.status,
             reason=vm.reason,

@@ -11,7 +11,7 @@ from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup
 from activities.spool import spool_directory
-from safehaul.errors import IntegrityError, PolicyError, VmMovedError
+from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, seal, sessions
 from safehaul.messages.steps import (
     BackupSession,
@@ -73,6 +73,16 @@ class MediaAgentIndexing:
             skipped=[
                 manifest.Skipped(kind="disk", key=item.disk.key, label=item.disk.label, reason=item.reason)
                 for item in arg.transport.skipped
+            ]
+            + [
+                manifest.Skipped(
+                    kind="disk",
+                    key=item.disk.key,
+                    label=item.disk.label,
+                    reason=item.reason,
+                    deselected=True,
+                )
+                for item in arg.transport.deselected
             ],
             snapshot=manifest.SnapshotRecord(
                 name=arg.snapshot.name,
@@ -184,6 +194,6 @@ def _check_complete(arg: SealInput, stored_files: set[str]) -> None:
             check_same(disk.disk.label, disk.identity, arg.done.disk_identities.get(str(disk.disk.key), []))
         except VmMovedError as error:
             # Step 12 has its answer: another try of the commit would compare the same two answers again.
-            raise IntegrityError(f"VM {arg.vm.name!r}: {error}: not committed") from error
+            raise SnapshotLostError(f"VM {arg.vm.name!r}: {error}: not committed") from error
     if arg.done.snapshot_moref != arg.snapshot.moref:
         raise IntegrityError(f"VM {arg.vm.name!r}: step 12 looked at another snapshot: not committed")

@@ -13,7 +13,7 @@ from activities.disks import check_same, identity_of, open_disk, volumes_of
 from activities.errors import step
 from activities.peers import Peers
 from activities.spool import spool_directory
-from safehaul.errors import IntegrityError, NotFoundError, PolicyError, VmMovedError
+from safehaul.errors import IntegrityError, NotFoundError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, sessions
 from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
@@ -32,6 +32,7 @@ from safehaul.messages.steps import (
 )
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory, vms
+from safehaul.vsphere.names import parse_datastore_path
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
 READ_BYTES = 8 * 1024 * 1024
@@ -129,9 +130,9 @@ class Transfers:
         """The snapshot is there, and its disks are where step 8 found them; both never come back by waiting."""
         state = vms.vm_state(self._peers.vcenter(vm.vcenter), vm.moref)
         if all(node.moref != snapshot_moref for node in state.snapshots):
-            raise NotFoundError(
+            raise SnapshotLostError(
                 f"snapshot {snapshot_moref} of VM {vm.name!r} is gone although we had not removed it: somebody else "
-                "removed or reverted it; the VM is backed up again by the next job"
+                "removed or reverted it; see vCenter's events for who did"
             )
         frozen = {
             item.key: item for item in vms.snapshot_disks(self._peers.vcenter(vm.vcenter), snapshot_moref)
@@ -140,9 +141,9 @@ class Transfers:
             found = frozen.get(disk.key)
             where = [found.path, *found.parent_paths] if found else ["nowhere"]
             if where != [disk.path, *disk.parent_paths]:
-                raise NotFoundError(
+                raise SnapshotLostError(
                     f"{disk.label} of VM {vm.name!r} was moved from {disk.path!a} to {where[0]!a} while it was "
-                    "backed up (Storage vMotion): keep the VM in place, or back it up again by the next job"
+                    "backed up (Storage vMotion): keep the VM in place during its backup"
                 )
 
     def _previous(self, arg: TransferInput, disk: VmDisk) -> DiskMap | None:
@@ -191,11 +192,13 @@ class _Watch:
                 f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
                 f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
             )
-        used = arg.transport.disk.path[1:].split("]", 1)[0]
+        disk = arg.transport.disk
+        # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
+        used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
         for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
-            if volume.datastore == used and volume.free_bytes < arg.options.min_free_bytes:
+            if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
                 raise PolicyError(
-                    f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
+                    f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
                     f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
                 )
 

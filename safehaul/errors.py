@@ -17,6 +17,7 @@
     │   ├── UnsupportedError        a disk, format or feature that this transport cannot do
     │   │   └── QuiesceRefusedError     the guest could not be quiesced; the VM group decides what then
     │   ├── PolicyError             a limit or rule of the configuration forbids it
+    │   ├── SnapshotLostError       the snapshot no longer holds what step 8 found; a new one may
     │   └── StaleLeaseError         another process has taken over; this one must stop
     └── IntegrityError          stored or read bytes are not what they must be: never retried, always loud
 
@@ -93,6 +94,13 @@ class QuiesceRefusedError(UnsupportedError):
 
 class PolicyError(PermanentError):
     """A limit or rule of the configuration forbids it."""
+
+
+class SnapshotLostError(PermanentError):
+    """The VM's snapshot is gone, or its disks are elsewhere: nothing more can be read from it.
+
+    The same call can never succeed; the VM may be backed up from a new snapshot in the same job.
+    """
 
 
 class StaleLeaseError(PermanentError):

@@ -1,8 +1,8 @@
 """Which access node backs up which VM. Pure functions: the same answers and VMs give the same plan.
 
 Static: the whole plan before the first VM starts, longest VM first onto the node that would finish it first
-(the LPT rule for machines of different speed). Dynamic: only the first VM of every free stream; after that a
-node that runs dry asks, and gets `next_for` it.
+(the LPT rule for machines of different speed). Dynamic: one common queue, from which the job's ledger gives each
+free stream its VM, to the node with the most power for each of its busy streams first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from pydantic import Field
 from safehaul.errors import InvalidInputError
 from safehaul.messages.base import Message
 from safehaul.messages.inventory import VmRecord
-from safehaul.messages.job import Excluded, NodeAnswer, PlannedVm
+from safehaul.messages.job import (
+    Excluded,
+    NodeAnswer,
+)
+from safehaul.messages.plan import (
+    PlannedVm,
+)
 
 VM_OVERHEAD_BYTES = 1 << 30
 """What a VM costs beside its bytes (snapshot, small files, index), as if it were bytes read. Without it a
@@ -41,6 +47,8 @@ class NodeOffer(Message):
     """None: not known, no limit."""
     reachable_exports: tuple[str, ...] = ()
     """Names of the exports that this node has opened."""
+    unreachable: dict[str, str] = Field(default_factory=dict)
+    """Why it could not open others, by name."""
 
     @property
     def usable_streams(self) -> int:
@@ -84,12 +92,10 @@ class NodePlan(Message):
 
 
 class Plan(Message):
-    """Where the VMs go. Every VM is in exactly one node's plan, in `pending`, or in `unplaceable`."""
+    """Where the VMs go. Every VM is in exactly one node's plan or in `unplaceable`."""
 
     nodes: tuple[NodePlan, ...]
     """One for every node that answered, by name."""
-    pending: tuple[str, ...] = ()
-    """Dynamic only: VMs that wait for a node to run dry, in the group's order."""
     unplaceable: tuple[Unplaceable, ...] = ()
 
 
@@ -107,6 +113,8 @@ class Placement:
 
     queues: list[Queue]
     unplaceable: list[Excluded]
+    power: dict[str, float]
+    """Speed of each node relative to the others."""
 
 
 def place(
@@ -149,7 +157,13 @@ def place(
             Excluded(name=by_guid[item.vc_guid].name, vc_guid=item.vc_guid, reason=item.reason)
             for item in unplaceable
         ],
+        power={offer.name: offer.power for offer in offers},
     )
+
+
+def usable_streams(answer: NodeAnswer) -> int:
+    """How many of the streams that a node offers it also has the memory for."""
+    return _offer(answer).usable_streams
 
 
 def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
@@ -179,56 +193,6 @@ def place_static(nodes: Iterable[NodeOffer], vms: Iterable[VmDemand]) -> Plan:
     return Plan(nodes=tuple(plans), unplaceable=unplaceable)
 
 
-def place_dynamic_start(
-    nodes: Iterable[NodeOffer], vms: Iterable[VmDemand], limit: int | None = None
-) -> Plan:
-    """Give every free stream its first VM, at most `limit` in all; the rest waits in `pending`.
-
-    The node with the most power for each of its busy streams is served first.
-
-    Raises:
-        InvalidInputError: a node or a VM is given twice.
-    """
-    offers, given = _checked(nodes, vms)
-    pending, unplaceable = _divide(offers, given, _reach(offers, given))
-    started: dict[str, list[str]] = {offer.name: [] for offer in offers}
-    hungry = list(offers)
-    room = len(pending) if limit is None else limit
-    while hungry and room > 0:
-        node = min(hungry, key=lambda offer: (-offer.power / (len(started[offer.name]) + 1), offer.name))
-        vm = next_for(node, pending, offers) if len(started[node.name]) < node.usable_streams else None
-        if vm is None:
-            hungry.remove(node)
-            continue
-        started[node.name].append(vm.vc_guid)
-        pending.remove(vm)
-        room -= 1
-    return Plan(
-        nodes=tuple(NodePlan(node=name, vc_guids=tuple(guids)) for name, guids in started.items()),
-        pending=tuple(vm.vc_guid for vm in pending),
-        unplaceable=unplaceable,
-    )
-
-
-def next_for(
-    node: NodeOffer, pending: Sequence[VmDemand], nodes: Collection[NodeOffer] = ()
-) -> VmDemand | None:
-    """The VM that a dry node gets (step 15), or None when it reaches none of those that wait.
-
-    First those that no other of `nodes` (the living ones) could take, so that this node is not busy with
-    anyone's VM while its own wait; then the order of `pending`.
-    """
-    others = [other for other in nodes if other.name != node.name]
-    shared = _reach(others, pending)
-    mine = _reach([node], pending)
-    reached = [vm for vm in pending if mine[vm.exports]]
-    if others:
-        for vm in reached:
-            if not shared[vm.exports]:
-                return vm
-    return reached[0] if reached else None
-
-
 def _offer(answer: NodeAnswer) -> NodeOffer:
     return NodeOffer(
         name=answer.node,
@@ -237,6 +201,7 @@ def _offer(answer: NodeAnswer) -> NodeOffer:
         free_streams=answer.streams,
         memory_available_bytes=answer.memory_bytes,
         reachable_exports=tuple(answer.reachable_datastores),
+        unreachable=answer.unreachable,
     )
 
 
@@ -285,5 +250,8 @@ def _why_not(offers: list[NodeOffer], exports: tuple[str, ...]) -> str:
     everywhere = {export for offer in offers for export in offer.reachable_exports}
     nowhere = sorted(set(exports) - everywhere)
     if nowhere:
-        return f"no access node reaches {', '.join(nowhere)}: check the export's rule and [[exports]]"
+        # Every node is kept out; one node's words for the first datastore say what to change.
+        why = [offer.unreachable[nowhere[0]] for offer in offers if nowhere[0] in offer.unreachable]
+        advice = why[0] if why else "check the export's rule and [[exports]]"
+        return f"no access node reaches {', '.join(nowhere)}: {advice}"
     return f"no single access node reaches all of {', '.join(sorted(set(exports)))}, as the VM's disks need"

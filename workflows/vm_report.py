@@ -19,14 +19,17 @@ from temporalio.exceptions import (
 from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
+    from safehaul.errors import SnapshotLostError, VmMovedError
+    from safehaul.messages.plan import PlannedVm
     from safehaul.messages.steps import Removal, SealedBackup, SnapshotRef, TransferResult, TransportReport
     from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
     from workflows.markdown import cell as table_cell
     from workflows.vm_details import VmScene, vm_details
 
-__all__ = ["VmStory", "explain", "table_cell"]
+__all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 
 MAX_WARNINGS = 50
+SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
 def explain(error: BaseException) -> str:
@@ -47,6 +50,14 @@ def explain(error: BaseException) -> str:
     if isinstance(reason, ApplicationError):
         return reason.message
     return str(reason) or type(reason).__name__
+
+
+def nothing_readable(vm_name: str, transport: TransportReport) -> str:
+    """Why no disk of a VM can be backed up: they cannot go, or the VM group wants none of those that could."""
+    reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.disks)
+    if transport.deselected and not transport.skipped:
+        return f"the VM group's disk filters leave none of the disks of VM {vm_name!r}: {reasons}"
+    return f"no disk of VM {vm_name!r} can go through the NAS transport: {reasons or 'no disks'}"
 
 
 class VmStory:
@@ -95,6 +106,18 @@ class VmStory:
     def stopped(self) -> None:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
         self._stopped_at = self._step
+
+    def may_begin_anew(self, error: BaseException) -> bool:
+        """True when only the snapshot was lost, and it is gone for certain: a new one may be read to its end."""
+        cause = error.cause if isinstance(error, ActivityError) else None
+        lost = isinstance(cause, ApplicationError) and cause.type in SNAPSHOT_LOST
+        return lost and self._removal is not None and self._removal.gone
+
+    def begin_anew(self, error: BaseException) -> None:
+        """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
+        self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
+        self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
+        self._disks = {}
 
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
@@ -163,7 +186,7 @@ class VmStory:
             disks=disks,
             warnings=self._warnings,
             step_seconds=self._seconds,
-            bytes_capacity=sum(disk.bytes_capacity for disk in disks),
+            bytes_capacity=sum(disk.bytes_capacity for disk in disks if disk.transport != "deselected"),
             bytes_read=sum(disk.bytes_read for disk in disks),
             bytes_stored=sum(disk.bytes_stored for disk in disks),
             started_at=self._started_at,
@@ -191,7 +214,8 @@ class VmStory:
 
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
         if ending is None:
-            skipped = [disk for disk in self._disks.values() if disk.transport != "nas"]
+            # A disk that the VM group does not want is told among the disks, and lacks nobody.
+            skipped = [disk for disk in self._disks.values() if disk.transport not in ("nas", "deselected")]
             if skipped:
                 return VmStatus.PARTIAL, "; ".join(f"{disk.label}: {disk.reason}" for disk in skipped)
             return VmStatus.COMPLETED, ""
@@ -232,3 +256,8 @@ class VmStory:
         if not self._snapshot_moref:
             return ""
         return f"`{self._snapshot_moref}`: {'held' if self._removal is None else 'removed'}"
+
+
+def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
+    """The report of a VM that was never given to a node."""
+    return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())

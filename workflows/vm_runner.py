@@ -22,27 +22,26 @@ with workflow.unsafe.imports_passed_through():
     from activities.coordination import JobCoordination
     from safehaul.messages.job import (
         ChildRef,
-        CloseJobInput,
         Excluded,
-        JobReport,
         JobSettings,
-        PageInput,
-        PlannedVm,
         ReconcileInput,
-        RecordJobInput,
-        ReportPageInput,
         VmFinished,
     )
+    from safehaul.messages.plan import (
+        PageInput,
+        PlannedVm,
+    )
     from safehaul.messages.steps import RemovalInput, VmRef
-    from safehaul.messages.vm import BackupVmInput, VmReport, VmStatus
+    from safehaul.messages.vm import BackupVmInput, VmStatus
     from workflows import policies
-    from workflows.coordinator import Coordinator, ping
-    from workflows.job_reports import failed_report, page_of, report_of
+    from workflows.coordinator import Coordinator
+    from workflows.job_reports import report_of
     from workflows.job_signals import Mailbox
     from workflows.ledger import Gift, Ledger
+    from workflows.nodes import ping
     from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
     from workflows.steps import run_step, shown
-    from workflows.vm_report import explain
+    from workflows.vm_report import explain, unstarted_report
 
 
 class VmRunner:
@@ -53,7 +52,10 @@ class VmRunner:
         self._mailbox = mailbox
         self._coordinator = coordinator
         self._stuck_since: float | None = None
-        self._not_started = 0
+        self.coordinator_lost = False
+        """True when the coordinator's node was found not to answer."""
+        self.not_started = 0
+        """VMs that no node had been given when the job was stopped."""
 
     async def hand_out(self) -> None:
         """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
@@ -73,25 +75,6 @@ class VmRunner:
             await _cancel(self._mailbox.to_cancel.pop(0))
         while self._mailbox.inbox:
             await self._ended(self._mailbox.inbox.pop(0))
-
-    async def write_reports(self, *, at_least: int) -> None:
-        """Make finished VMs' reports durable, a page at a time."""
-        state = self._ledger.state
-        while state.unwritten and len(state.unwritten) >= at_least:
-            await self._write_page(page_of(state.unwritten))
-
-    async def _write_page(self, reports: list[VmReport]) -> None:
-        page = f"reports/{workflow.uuid4()}"
-        await self._coordinator.ask_surely(
-            JobCoordination.write_reports,
-            lambda: ReportPageInput(
-                job_id=self._job_id, media_agent=self._settings.media_agent, page=page, reports=reports
-            ),
-            f"Keep the reports of {len(reports)} VMs",
-        )
-        state = self._ledger.state
-        state.unwritten = state.unwritten[len(reports) :]
-        state.report_pages.append(page)
 
     def fail_at_once(self, items: list[Excluded]) -> None:
         """VMs that cannot be given to any node are Failed before anything is done to them."""
@@ -117,52 +100,9 @@ class VmRunner:
         """Cancel every running VM and wait until each has removed its snapshot and reported."""
         await uninterrupted(self._stop_everything())
 
-    async def uninterrupted_close(self, close: CloseJobInput, record: RecordJobInput) -> JobReport:
-        """Step 17: the coordinator reports the job's result to the CommServe, whatever arrives meanwhile."""
-        return await uninterrupted(self._close(close, record))
-
-    async def _close(self, close: CloseJobInput, record: RecordJobInput) -> JobReport:
-        if not self._coordinator.leased:
-            # The job failed before it had a coordinator with a lease: the CommServe reports it itself.
-            return await run_step(
-                CommServe.report_unled_job,
-                close,
-                summary="Report the job",
-                queue=policies.COMMSERVE_QUEUE,
-                policy=policies.COMMSERVE,
-            )
-        await self.write_reports(at_least=1)
-        report = await self._coordinator.ask_surely(
-            JobCoordination.close_job,
-            lambda: close.model_copy(
-                update={
-                    "pages": self._ledger.state.report_pages,
-                    "lease": self._coordinator.lease,
-                    "coordinator": self._coordinator.name,
-                    "left_out": self._coordinator.left_out,
-                    "media_agent": record.media_agent,
-                    "not_started": self._not_started,
-                }
-            ),
-            "Step 17 · report the job's result",
-        )
-        try:
-            await run_step(
-                CommServe.record_job,
-                record,
-                summary="Record the job in the catalogue",
-                queue=policies.COMMSERVE_QUEUE,
-                policy=policies.COMMSERVE,
-            )
-        except ActivityError as error:
-            # The report stands in the repository, which is the truth. The catalogue only lists it.
-            self._mailbox.reject(f"the catalogue does not list this job: {explain(error)}")
-            workflow.logger.error("job %s is not in the catalogue: %s", self._job_id, explain(error))
-        return report
-
     async def _stop_everything(self) -> None:
         state = self._ledger.state
-        self._not_started = self._ledger.forget_waiting()
+        self.not_started = self._ledger.forget_waiting()
         deadline = workflow.time() + policies.CHILDREN_STOP_WITHIN.total_seconds()
         await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
         while state.running and workflow.time() < deadline:
@@ -307,6 +247,7 @@ class VmRunner:
             self._lose(node)
 
     def _lose(self, node: str) -> None:
+        self.coordinator_lost = self.coordinator_lost or node == self._coordinator.name
         if not self._ledger.state.nodes[node].lost:
             self._coordinator.leave_out(f"{node}: stopped answering")
         self._ledger.node_lost(node)
@@ -366,6 +307,8 @@ class VmRunner:
 
     async def _give_up_waiting(self) -> None:
         """The nodes did not come back: what only they could take is Failed."""
+        if self._ledger.planning:
+            return
         while (page := self._ledger.next_page()) is not None:
             await self._load(page)
         for vm in self._ledger.unservable():
@@ -380,9 +323,12 @@ class VmRunner:
             f"Load a page of the plan ({self._ledger.waiting} VMs wait)",
         )
         self._ledger.loaded(page, loaded.vms)
+        for vm in self._ledger.withdraw_unwanted():
+            reason = "cancelled before it was started"
+            self._ledger.record(unstarted_report(vm, VmStatus.CANCELLED, reason), vm.capacity_bytes)
 
     def _fail(self, vm: PlannedVm, reason: str) -> None:
-        self._ledger.record(failed_report(vm, reason), vm.capacity_bytes)
+        self._ledger.record(unstarted_report(vm, VmStatus.FAILED, reason), vm.capacity_bytes)
 
     @property
     def _settings(self) -> JobSettings:

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
 from safehaul.messages.base import Message, Request
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmOptions, VmReport
-
-
-class BackupJobRequest(Request):
-    """What a person gives to BackupJob: `{"vm_group": "nightly"}`."""
-
-    vm_group: str = Field(min_length=1, max_length=200)
 
 
 class CancelVmRequest(Request):
@@ -69,13 +65,12 @@ class PingInput(Message):
 
 
 class PingAnswer(Message):
-    """A node's sign of life."""
+    """A node's sign of life; `load` is the 1-minute average."""
 
     node: str
     version: str
     cores: int
     load: float
-    """1-minute load average."""
     streams: int
 
 
@@ -101,6 +96,8 @@ class DiscoverInput(Message):
 
     job_id: str
     settings: JobSettings
+    inline_group: dict[str, Any] | None = None
+    """The VM group when the job was given it whole; else it is looked up by name."""
 
 
 class Excluded(Message):
@@ -165,7 +162,8 @@ class NodeAnswer(Message):
     streams: int
     reachable_datastores: list[str]
     problems: list[str] = Field(default_factory=list)
-    """One line for each export or peer that this node could not reach."""
+    """One line for each export or peer that this node could not reach; `unreachable` has them by datastore."""
+    unreachable: dict[str, str] = Field(default_factory=dict)
 
 
 class AdmitInput(Message):
@@ -194,47 +192,12 @@ class DistributeInput(Message):
     settings: JobSettings
     discovery: Discovery
     nodes: list[NodeAnswer]
-
-
-class PlanQueue(Message):
-    """A queue of VMs in the plan: a node's own (static) or the common one (dynamic, `node` empty)."""
-
-    node: str = ""
-    pages: list[str]
-    """Names of the job's objects, each a page of `PlannedVm`s in order."""
-    vm_count: int
-
-
-class Plan(Message):
-    """Step 5's result."""
-
-    queues: list[PlanQueue]
-    unplaceable: list[Excluded] = Field(default_factory=list)
-
-
-class PlannedVm(Message):
-    """One VM in the plan: what BackupVm needs to start, little enough for pages of hundreds."""
-
-    vc_guid: str
-    name: str
-    moref: str
-    capacity_bytes: int = 0
-    nodes: list[str] = Field(default_factory=list)
-    """Nodes that reach the VM's datastores; empty means all."""
-
-
-class PageInput(Message):
-    """Which page of the plan to load."""
-
-    job_id: str
-    media_agent: str
-    name: str
-
-
-class PlanPage(Message):
-    """A page of the plan."""
-
-    vms: list[PlannedVm]
+    taken: list[str] = Field(default_factory=list)
+    """VC.GUIDs that run or have ended and stand in no report page yet: a successor plans for the others alone."""
+    report_pages: list[str] = Field(default_factory=list)
+    """Names of the job's objects that hold the reports of the VMs that have ended."""
+    earlier_pages: list[str] = Field(default_factory=list)
+    """Names of the pages of the plan that this one follows."""
 
 
 class NodeRequest(Message):

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from safehaul.messages.base import Message
+from safehaul.messages.disks import DiskSelection
 
 
 class VmStatus(StrEnum):
@@ -36,6 +37,8 @@ class VmOptions(Message):
     removal_handover_s: float = 600.0
     """After this long a stuck removal is handed to RemoveSnapshot."""
     spool_limit_bytes: int = 256 * 1024 * 1024
+    disks: DiskSelection = Field(default_factory=DiskSelection)
+    """Which disks are wanted."""
 
 
 class BackupVmInput(Message):

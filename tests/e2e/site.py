@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -40,6 +41,15 @@ def data_centre(site: Site, **options: Any) -> Iterator[DataCentre]:
         assert not left, f"processes are left behind: {left}"
 
 
+def mounted_by_hosts_as(site: Site, type_: str) -> Site:
+    """The same site whose NAS datastores are all of that type: `NFS` is v3, `NFS41` is v4.1."""
+    stores = [
+        store.model_copy(update={"type": type_}) if store.type != "VMFS" else store
+        for store in site.datastores
+    ]
+    return site.model_copy(update={"datastores": stores})
+
+
 def start_job(lab: DataCentre, workflow_id: str, group: str = VM_GROUP) -> None:
     """Start a BackupJob with the plain `temporal` command."""
     done = lab.temporal.cli(
@@ -66,6 +76,15 @@ def wait_end(lab: DataCentre, workflow_id: str, timeout_s: float = JOB_WITHIN_S)
             return now
         assert time.monotonic() < deadline, f"{workflow_id} is still {now}"
         time.sleep(0.3)
+
+
+def failure_of(lab: DataCentre, workflow_id: str) -> str:
+    """Why a workflow has failed, by the last event of its history; empty when it has not."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout)["events"][-1]
+    failed = last.get("workflowExecutionFailedEventAttributes")
+    return str(failed["failure"]["message"]) if failed else ""
 
 
 def report_of(lab: DataCentre, workflow_id: str) -> dict[str, Any]:
@@ -122,6 +141,20 @@ def steps_of(lab: DataCentre, workflow_id: str) -> list[DoneStep]:
     return steps
 
 
+def results_of(lab: DataCentre, workflow_id: str, activity: str) -> list[dict[str, Any]]:
+    """What the activity of that name has returned in a workflow, from its history."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    names: dict[str, str] = {}
+    results: list[dict[str, Any]] = []
+    for item in json.loads(done.stdout)["events"]:
+        if scheduled := item.get("activityTaskScheduledEventAttributes"):
+            names[item["eventId"]] = scheduled["activityType"]["name"]
+        completed = item.get("activityTaskCompletedEventAttributes")
+        if completed and names[completed["scheduledEventId"]] == activity:
+            results.append(json.loads(base64.b64decode(completed["result"]["payloads"][0]["data"])))
+    return results
+
+
 def restored_images(lab: DataCentre, vm: dict[str, Any]) -> dict[int, Path]:
     """Every stored disk of a VM's backup, written to raw files with `safehaul restore disk`."""
     images: dict[int, Path] = {}
@@ -137,7 +170,8 @@ def restored_images(lab: DataCentre, vm: dict[str, Any]) -> dict[int, Path]:
 def differences(lab: DataCentre, vm: dict[str, Any], images: dict[int, Path]) -> list[str]:
     """How images differ from what the VM's snapshot froze, by the hosts' own digests."""
     moref = next(item.moref for item in lab.hosts.state().vms if item.name == vm["name"])
-    return compare_disks(frozen_record(lab.hosts, moref, vm["snapshot_moref"]), images)
+    skipped = {disk["key"]: disk["reason"] for disk in vm["disks"] if disk["transport"] != "nas"}
+    return compare_disks(frozen_record(lab.hosts, moref, vm["snapshot_moref"]), images, skipped)
 
 
 def is_root() -> bool:

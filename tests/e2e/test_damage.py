@@ -50,7 +50,7 @@ def _restore_must_fail(lab: DataCentre, vm: dict[str, Any]) -> None:
         *("restore", "vm", backup, "--name", f"{vm['name']} again", "--datastore", "nfs-gold"), check=False
     )
     assert "restored" not in refused
-    lab.restore_filer.wait_settled()
+    lab.filers.wait_settled()
     assert not (lab.state / "datastores" / "nfs-gold" / f"{vm['name']} again").exists()
     assert f"{vm['name']} again" not in {item.name for item in lab.hosts.state().vms}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safehaul.errors import InvalidInputError
 from safehaul.messages.inventory import VmDisk, VmRecord
 from safehaul.messages.job import NodeAnswer
-from safehaul.placement import NodeOffer, Plan, VmDemand, next_for, place, place_dynamic_start, place_static
+from safehaul.placement import NodeOffer, Plan, VmDemand, place, place_static, usable_streams
 
 _EXPORTS = ("nas-1", "nas-2", "nas-3")
 _export_sets = st.sets(st.sampled_from(_EXPORTS)).map(lambda names: tuple(sorted(names)))
@@ -48,7 +48,7 @@ def _placed(plan: Plan) -> list[str]:
 def _check_complete(plan: Plan, nodes: list[NodeOffer], vms: list[VmDemand]) -> None:
     """Each VM once; on a node that reaches it; unplaceable only if there is no such node."""
     unplaceable = {item.vc_guid for item in plan.unplaceable}
-    assert sorted([*_placed(plan), *plan.pending, *unplaceable]) == sorted(vm.vc_guid for vm in vms)
+    assert sorted([*_placed(plan), *unplaceable]) == sorted(vm.vc_guid for vm in vms)
     by_guid = {vm.vc_guid: vm for vm in vms}
     reach = {node.name: set(node.reachable_exports) for node in nodes}
     for node in plan.nodes:
@@ -80,23 +80,6 @@ def test_static_balances_within_its_bound(nodes: list[NodeOffer], vms: list[VmDe
         assert sum(weights[guid] for guid in node.vc_guids) / power[node.node] <= bound * (1 + 1e-9)
 
 
-@given(_nodes, _vms, st.none() | st.integers(0, 20))
-def test_a_dynamic_start_fills_free_streams_and_no_more(
-    nodes: list[NodeOffer], vms: list[VmDemand], limit: int | None
-) -> None:
-    plan = place_dynamic_start(nodes, vms, limit)
-    _check_complete(plan, nodes, vms)
-    offers = {node.name: node for node in nodes}
-    assert all(len(node.vc_guids) <= offers[node.node].usable_streams for node in plan.nodes)
-    started = len(_placed(plan))
-    assert limit is None or started <= limit
-    if limit is None or started < limit:
-        waiting = [vm for vm in vms if vm.vc_guid in plan.pending]
-        for node in plan.nodes:
-            full = len(node.vc_guids) == offers[node.node].usable_streams
-            assert full or next_for(offers[node.node], waiting) is None
-
-
 @given(_nodes, _vms, st.randoms(use_true_random=False))
 def test_plans_do_not_depend_on_the_order_of_the_answers(
     nodes: list[NodeOffer], vms: list[VmDemand], chance: random.Random
@@ -104,24 +87,6 @@ def test_plans_do_not_depend_on_the_order_of_the_answers(
     shuffled = list(nodes)
     chance.shuffle(shuffled)
     assert place_static(shuffled, vms) == place_static(nodes, vms)
-    assert place_dynamic_start(shuffled, vms) == place_dynamic_start(nodes, vms)
-
-
-@given(_nodes, _vms)
-def test_nodes_that_ask_until_they_are_dry_finish_the_job(
-    nodes: list[NodeOffer], vms: list[VmDemand]
-) -> None:
-    plan = place_dynamic_start(nodes, vms)
-    pending = [vm for vm in vms if vm.vc_guid in plan.pending]
-    done = _placed(plan)
-    for _ in range(len(vms) + 1):
-        for node in nodes:
-            vm = next_for(node, pending, nodes)
-            if vm is not None:
-                pending.remove(vm)
-                done.append(vm.vc_guid)
-    assert pending == []
-    assert len(done) + len(plan.unplaceable) == len(vms)
 
 
 def _node(name: str, *exports: str, cores: int = 4, load: float = 0.0) -> NodeOffer:
@@ -133,18 +98,6 @@ def test_a_busy_node_gets_less_than_an_idle_one() -> None:
     busy, idle = place_static([_node("busy", load=3.0), _node("idle")], vms).nodes
     assert len(busy.vc_guids) == 8
     assert len(idle.vc_guids) == 32
-
-
-def test_a_dry_node_first_takes_what_only_it_can_reach() -> None:
-    nodes = [_node("both", "nas-1", "nas-2"), _node("one", "nas-1")]
-    pending = [
-        VmDemand(vc_guid="anyone", capacity_bytes=1, exports=("nas-1",)),
-        VmDemand(vc_guid="only-both", capacity_bytes=1, exports=("nas-2",)),
-    ]
-    assert next_for(nodes[0], pending, nodes) == pending[1]
-    assert next_for(nodes[1], pending, nodes) == pending[0]
-    assert next_for(nodes[0], pending, nodes[:1]) == pending[0]
-    assert next_for(_node("none"), pending, nodes) is None
 
 
 def test_the_reason_says_what_is_out_of_reach() -> None:
@@ -164,7 +117,7 @@ def test_a_vm_or_node_given_twice_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"VC.GUID 'x'"):
         place_static([_node("a")], [vm, vm])
     with pytest.raises(InvalidInputError, match="access node 'a'"):
-        place_dynamic_start([_node("a"), _node("a")], [vm])
+        place_static([_node("a"), _node("a")], [vm])
 
 
 def _record(name: str, *datastores: str) -> VmRecord:
@@ -195,6 +148,12 @@ def test_step_5_needs_only_nas_datastores_and_says_who_may_take_a_vm(*, static: 
     assert {name: nodes for name, (_, nodes) in vms.items()} == {"a": [], "b": ["two"], "c": []}
     assert vms["b"][0] == ("two" if static else "")
     assert [(item.name, "nas-9" in item.reason) for item in placed.unplaceable] == [("d", True)]
+    assert placed.power == {"one": 2.0, "two": 2.0}
+
+
+def test_a_node_without_the_memory_gets_fewer_streams_than_it_offers() -> None:
+    rich, poor = _answer("rich"), _answer("poor").model_copy(update={"memory_bytes": 300 * 2**20})
+    assert [usable_streams(answer) for answer in (rich, poor)] == [2, 1]
 
 
 def test_ten_thousand_vms_are_planned_in_seconds() -> None:
@@ -205,5 +164,4 @@ def test_ten_thousand_vms_are_planned_in_seconds() -> None:
     nodes = [_node(f"node-{number:02}", *_EXPORTS) for number in range(64)]
     start = time.process_time()
     assert len(_placed(place_static(nodes, vms))) == 10_000
-    assert len(place_dynamic_start(nodes, vms).pending) == 10_000 - 64 * 4
     assert time.process_time() - start < 10

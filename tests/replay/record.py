@@ -1,4 +1,4 @@
-"""Records the histories that later versions must be able to replay: `python -m tests.replay.record`.
+"""Records the histories that later versions must be able to replay: `python -m tests.replay.record [restores]`.
 
 Run it when a new kind of history is worth keeping; never to make a failing replay pass: then `workflow.patched` is
 missing. The steps are the trivial ones of tests/workflow, the workflows and the server are real.
@@ -7,6 +7,8 @@ missing. The steps are the trivial ones of tests/workflow, the workflows and the
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +29,15 @@ REQUEST = {"vm_group": "test"}
 
 async def _save(client: Client, workflow_id: str, name: str, run_id: str | None = None) -> None:
     history = await client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history()
-    (HISTORIES / f"{name}.json").write_text(history.to_json() + "\n")
+    plain = _without_traces(json.loads(history.to_json()))
+    (HISTORIES / f"{name}.json").write_text(json.dumps(plain, indent=2) + "\n")
+
+
+def _without_traces(value: Any) -> Any:
+    """A history without stack traces: they name files of the machine that recorded it, and no replay needs them."""
+    if isinstance(value, dict):
+        return {key: _without_traces(item) for key, item in value.items() if key != "stackTrace"}
+    return [_without_traces(item) for item in value] if isinstance(value, list) else value
 
 
 async def _children(client: Client, job: str) -> list[str]:
@@ -122,22 +132,66 @@ async def _refused(client: Client) -> None:
     await _save(client, "empty", "backup-job-empty")
 
 
-async def record() -> None:
-    """Record everything anew."""
+async def _jobs(client: Client) -> None:
+    await _completed(client)
+    for step in ("create_snapshot", "transfer_disk", "remove_snapshot"):
+        await _cancelled(client, step)
+    await _failed(client)
+    await _stuck_removal(client)
+    await _refused(client)
+
+
+NEW_VM = {"backup": "vc.1/b1", "name": "web restored", "datastore": "ds", "power_on": True}
+IN_PLACE = {"backup": "vc.1/b1", "in_place": True, "confirm": "web", "delete_old_disks": True}
+DISK = {"backup": "vc.1/b1", "disk": "2000", "to_vm": "web"}
+
+
+async def _restore(client: Client, kind: str, name: str, request: dict[str, Any], *, end: str) -> None:
+    def refuse(_arg: Any) -> None:
+        raise ApplicationError("vCenter refuses", type="UnsupportedError", non_retryable=True)
+
+    world = World()
+    if end == "failed":
+        world.hooks["register_vm" if name == "restore-vm" else "switch_disks"] = refuse
+    if end == "cancelled":
+        world.hooks["restore_disk"] = lambda _arg: wait_for_cancel(1.0)
+    workflow_id = f"{name}-{end}"
+    async with running(client, world):
+        handle = await client.start_workflow(kind, request, id=workflow_id, task_queue="commserve")
+        if end == "cancelled":
+            await _until(lambda: world.calls["restore_disk"] > 0)
+            await handle.cancel()
+        await _ended(handle)
+    await _save(client, workflow_id, workflow_id)
+
+
+async def _restores(client: Client) -> None:
+    for kind, name, request in (
+        ("RestoreVm", "restore-vm", NEW_VM),
+        ("RestoreVm", "restore-in-place", IN_PLACE),
+        ("RestoreDisk", "restore-disk", DISK),
+    ):
+        for end in ("completed", "failed", "cancelled"):
+            await _restore(client, kind, name, request, end=end)
+
+
+RECORDINGS = ("jobs", "restores")
+
+
+async def record(*wanted: str) -> None:
+    """Record everything anew, or the histories of some kinds (`RECORDINGS`) only."""
     HISTORIES.mkdir(exist_ok=True)
     server = TemporalServer(Path(tempfile.mkdtemp()), ui=False)
     server.start()
     try:
         client = await Client.connect(server.address, data_converter=pydantic_data_converter)
-        await _completed(client)
-        for step in ("create_snapshot", "transfer_disk", "remove_snapshot"):
-            await _cancelled(client, step)
-        await _failed(client)
-        await _stuck_removal(client)
-        await _refused(client)
+        if not wanted or "jobs" in wanted:
+            await _jobs(client)
+        if not wanted or "restores" in wanted:
+            await _restores(client)
     finally:
         server.stop()
 
 
 if __name__ == "__main__":
-    asyncio.run(record())
+    asyncio.run(record(*sys.argv[1:]))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safehaul.messages.job import ChildRef, NodeAnswer, NodeRequest, Plan, PlannedVm, PlanQueue
+from safehaul.errors import IntegrityError
+from safehaul.messages.job import (
+    ChildRef,
+    NodeAnswer,
+    NodeRequest,
+)
 from safehaul.messages.ledger import LedgerState
+from safehaul.messages.plan import (
+    Plan,
+    PlannedVm,
+    PlanQueue,
+)
 from safehaul.messages.vm import VmReport, VmStatus
 from workflows.ledger import Ledger
 
@@ -39,10 +50,13 @@ def _request(node: str) -> NodeRequest:
     return NodeRequest(node=node, free_streams=1, load=0, asked_at=NOW)
 
 
-def _open(pages: dict[str, list[PlannedVm]], nodes: dict[str, int]) -> Ledger:
+def _open(
+    pages: dict[str, list[PlannedVm]], nodes: dict[str, int], power: dict[str, float] | None = None
+) -> Ledger:
     ledger = Ledger()
     queue = PlanQueue(pages=list(pages), vm_count=sum(map(len, pages.values())))
-    ledger.open([_node(name, streams) for name, streams in nodes.items()], Plan(queues=[queue]))
+    plan = Plan(queues=[queue], power=power or {})
+    ledger.open([_node(name, streams) for name, streams in nodes.items()], plan)
     return ledger
 
 
@@ -65,6 +79,14 @@ def test_streams_are_filled_from_the_plan_and_then_only_on_request() -> None:
     assert (gift.node, gift.given_by) == ("a", "request")
 
 
+@pytest.mark.parametrize(("count", "says"), [(1, "1 VMs fewer"), (3, "1 VMs more")])
+def test_a_plan_whose_pages_do_not_hold_what_was_planned_is_an_error(count: int, says: str) -> None:
+    """Neither a job that waits for ever, nor one that is Completed without some of its VMs."""
+    ledger = _open({"p": [_vm(0), _vm(1)]}, {"a": 2})
+    with pytest.raises(IntegrityError, match=says):
+        ledger.loaded("p", [_vm(number) for number in range(count)])
+
+
 def test_an_end_counts_once() -> None:
     pages = {"p": [_vm(0)]}
     ledger = _open(pages, {"a": 2})
@@ -84,6 +106,37 @@ def test_a_vm_goes_only_to_a_node_that_reaches_it() -> None:
     ledger = _open(pages, {"a": 1, "b": 1})
     ledger.loaded("p", pages["p"])
     assert {(gift.vm.name, gift.node) for gift in ledger.gifts()} == {("vm0", "b"), ("vm1", "a")}
+
+
+def test_a_strong_node_is_given_more_while_vms_are_fewer_than_streams() -> None:
+    pages = {"p": [_vm(number) for number in range(4)]}
+    ledger = _open(pages, {"busy": 4, "idle": 4}, {"busy": 1.0, "idle": 4.0})
+    ledger.loaded("p", pages["p"])
+    assert [gift.node for gift in ledger.gifts()] == ["idle", "idle", "idle", "busy"]
+
+
+def test_a_node_first_takes_what_only_it_can_reach() -> None:
+    pages = {"p": [_vm(0), _vm(1, ["a", "b"]), _vm(2, ["b"])]}
+    ledger = _open(pages, {"b": 1, "a": 1})
+    ledger.loaded("p", pages["p"])
+    assert [(gift.vm.name, gift.node) for gift in ledger.gifts()] == [("vm2", "b"), ("vm0", "a")]
+    ledger = _open(pages, {"b": 1, "a": 1})
+    ledger.loaded("p", pages["p"])
+    ledger.node_lost("a")
+    assert [gift.vm.name for gift in ledger.gifts()] == ["vm1"], "its other node is lost"
+
+
+def test_a_vm_that_was_cancelled_before_its_page_came_is_given_to_nobody() -> None:
+    pages = {"p": [_vm(0), _vm(1)], "q": [_vm(2)]}
+    ledger = _open(pages, {"a": 3})
+    assert ledger.unwant("vm1")
+    assert ledger.unwant("nobody")
+    ledger.loaded("p", pages["p"])
+    assert [vm.name for vm in ledger.withdraw_unwanted()] == ["vm1"]
+    assert ledger.state.unwanted == ["nobody"]
+    assert [gift.vm.name for gift in ledger.gifts()] == ["vm0"]
+    ledger.loaded("q", pages["q"])
+    assert not ledger.unwant("late"), "every page has come: nobody is called so"
 
 
 def test_a_lost_nodes_own_queue_goes_to_the_others() -> None:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from activities.commserve import CommServe
 from activities.peers import Peers
 from lab.temporal import TemporalServer
 from tests.workflow.trivial import TrivialJob, TrivialNode, World
+from tests.workflow.trivial_restore import TrivialRestore
 from workers.bootstrap import sandbox
 from workflows import policies
 from workflows.catalogue import WORKFLOWS
+
+# A step learns of its cancel by a heartbeat: with the SDK's own throttle that takes most of the time-out.
+THROTTLE = timedelta(seconds=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -44,18 +49,20 @@ RunWorld = Callable[[World], Any]
 @asynccontextmanager
 async def running(client: Client, world: World, silent: tuple[str, ...] = ()) -> AsyncIterator[None]:
     """Workers of all roles over the trivial steps; nodes in `silent` have none."""
-    job, steps = TrivialJob(world), CommServe(_no_peers(), client)
+    job, restores, steps = TrivialJob(world), TrivialRestore(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(4 * slots * max(1, len(world.nodes))))
 
-        async def serve(queue: str, activities: list[Any], **options: Any) -> None:
+        async def serve(queue: str, activities: list[Any], slots: int = slots, **options: Any) -> None:
             worker = Worker(
                 client,
                 task_queue=queue,
                 activities=activities,
                 activity_executor=threads,
                 max_concurrent_activities=slots,
+                max_heartbeat_throttle_interval=THROTTLE,
+                default_heartbeat_throttle_interval=THROTTLE,
                 **options,
             )
             await stack.enter_async_context(worker)
@@ -72,6 +79,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 job.close_job,
                 steps.request_cancel,
                 steps.reconcile,
+                *restores.desk(),
             ],
             workflows=WORKFLOWS,
             workflow_runner=sandbox(),
@@ -82,10 +90,11 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
             if name in silent:
                 continue
             node = TrivialNode(world, name)
-            await serve(policies.control_queue(name), [*node.control(), *coordination])
-            await serve(policies.streams_queue(name), [node.transfer_disk])
+            await serve(policies.control_queue(name), [*node.control(), *coordination, *restores.control()])
+            streams = [node.transfer_disk, restores.restore_disk]
+            await serve(policies.streams_queue(name), streams, world.stream_slots or slots)
         anyone = TrivialNode(world, "any")
-        await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot])
+        await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot, *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())
         yield
 

@@ -33,16 +33,18 @@ from safehaul.messages.job import (
     NodeAnswer,
     NodeRequest,
     OpenJobInput,
-    PageInput,
     PingAnswer,
     PingInput,
+    PrepareInput,
+    RecordJobInput,
+    ReportPageInput,
+)
+from safehaul.messages.plan import (
+    PageInput,
     Plan,
     PlannedVm,
     PlanPage,
     PlanQueue,
-    PrepareInput,
-    RecordJobInput,
-    ReportPageInput,
 )
 from safehaul.messages.steps import (
     AskInput,
@@ -85,6 +87,8 @@ class World:
         self.vm_count = vm_count
         self.nodes = nodes
         self.streams = streams
+        self.stream_slots: int | None = None
+        """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
         self.distribution = "dynamic"
         self.snapshots: dict[str, str] = {}
         """Snapshot name → VC.GUID, of snapshots that exist."""
@@ -134,7 +138,7 @@ class TrivialJob:
     def open_job(self, arg: OpenJobInput) -> JobSettings:
         self.world.did("open_job", arg.job_id, arg)
         return JobSettings(
-            vm_group=arg.request.vm_group,
+            vm_group=arg.request.group_name,
             vcenter="vc",
             access_nodes=list(self.world.nodes),
             media_agent="ma",

@@ -191,7 +191,10 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
         (disk.key, disk.label, disk.transport, size(disk.capacity_bytes), size(disk.stats.bytes_stored), "")
         for disk in manifest.disks
     ]
-    skipped = [(item.key or "", item.label, "none", "", "", item.reason) for item in manifest.skipped]
+    skipped = [
+        (item.key or "", item.label, "deselected" if item.deselected else "none", "", "", item.reason)
+        for item in manifest.skipped
+    ]
     table(["key>", "disk", "transport", "on disk>", "stored>", "remark"], [*disks, *skipped])
     table(["file", "type", "bytes>"], [(file.name, file.type, file.size_bytes) for file in manifest.files])
     if index is not None:

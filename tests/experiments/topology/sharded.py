@@ -16,7 +16,9 @@ from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.messages.base import Message
-    from safehaul.messages.job import PlannedVm
+    from safehaul.messages.plan import (
+        PlannedVm,
+    )
     from safehaul.messages.vm import BackupVmInput, VmOptions
     from workflows import policies
 

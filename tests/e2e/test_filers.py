@@ -1,0 +1,168 @@
+"""One job over a filer as real ones are: each datastore read in the version and by the path that its hosts mount."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from lab.datacentre import DataCentre
+from lab.proof import Witness, frozen_record, one_point_in_time
+from lab.site import (
+    ADMINISTRATOR,
+    BACKUP_PRIVILEGES,
+    BACKUP_USER,
+    LAB_PASSWORD,
+    DatastoreSpec,
+    DiskSpec,
+    Settings,
+    Site,
+    SnapshotSpec,
+    UserSpec,
+    VmSpec,
+)
+from tests.e2e.site import data_centre, differences, restored_images, results_of, run_job, vm_of
+from tests.ganesha import GANESHA
+
+pytestmark = [*GANESHA]
+MIB = 2**20
+OTHER_RULES: dict[str, dict[str, Any]] = {
+    "squashed": {"root_access": False},
+    "secure": {"privileged_port": True},
+    "elsewhere": {"path": "/exports/another"},
+    "other-version": {"versions": ("3",)},
+}
+"""Datastores whose export for backups is not as this node needs it; the last is mounted by the hosts over v4.1."""
+
+
+def site() -> Site:
+    """A VM over both versions, one with a user's snapshot on v4.1, and one for each wrong rule."""
+    stores = [
+        DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
+        DatastoreSpec(name="silver", type="NFS41", remote_path="/exports/deep/silver"),
+        *(
+            DatastoreSpec(
+                name=name, type="NFS41" if name == "other-version" else "NFS", remote_path=f"/exports/{name}"
+            )
+            for name in OTHER_RULES
+        ),
+    ]
+    disk = DiskSpec(size_bytes=8 * MIB)
+    return Site(
+        datastores=stores,
+        vms=[
+            VmSpec(
+                name="both",
+                datastore="gold",
+                disks=[
+                    DiskSpec(size_bytes=24 * MIB),
+                    DiskSpec(size_bytes=17 * MIB + 512, datastore="silver"),
+                ],
+                guest_rate=100,
+            ),
+            VmSpec(
+                name="chain",
+                datastore="silver",
+                disks=[DiskSpec(size_bytes=16 * MIB)],
+                snapshots=[SnapshotSpec(name="mine", description="keep")],
+                guest_rate=100,
+            ),
+            *(VmSpec(name=name, datastore=name, disks=[disk], guest_rate=20) for name in OTHER_RULES),
+        ],
+        users=[
+            UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
+            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+        ],
+        settings=Settings(record_frozen=True),
+    )
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A data centre in which the job has run."""
+
+    lab: DataCentre
+    report: dict[str, Any]
+    witness: Witness
+    served_bytes: int
+
+
+@pytest.fixture(scope="module")
+def ran() -> Iterator[Ran]:
+    with data_centre(site(), nodes=("node-1",), filer="ganesha", export_rules=OTHER_RULES) as lab:
+        lab.start_workers()
+        witness = Witness(lab.hosts, lab.state / "datastores")
+        before = lab.served_bytes()
+        report = run_job(lab, "filers-1")
+        yield Ran(lab, report, witness, lab.served_bytes() - before)
+
+
+@pytest.mark.parametrize("name", ["both", "chain"])
+def test_every_disk_equals_the_frozen_point_in_time(ran: Ran, name: str) -> None:
+    vm = vm_of(ran.report, name)
+    assert vm["status"] == "Completed", vm["reason"]
+    images = restored_images(ran.lab, vm)
+    assert len(images) == len(vm["disks"])
+    assert differences(ran.lab, vm, images) == []
+    moref = next(item.moref for item in ran.lab.hosts.state().vms if item.name == name)
+    record = frozen_record(ran.lab.hosts, moref, vm["snapshot_moref"])
+    assert one_point_in_time(record, list(images.values())) == ""
+
+
+def test_the_version_and_the_path_were_those_of_the_hosts(ran: Ran) -> None:
+    """Goal: the configuration names neither; ganesha exports each datastore in one version only."""
+    reads = ran.lab.config.read_text().split("[[restore_exports]]")[0]
+    assert "version" not in reads
+    (checked,) = results_of(ran.lab, vm_of(ran.report, "both")["child_id"], "check_transport")
+    assert [(disk["nfs_version"], disk["export"]) for disk in checked["disks"]] == [
+        ("3", "127.0.0.1:/exports/gold"),
+        ("4.1", "127.0.0.1:/exports/deep/silver"),
+    ]
+
+
+def test_the_filer_served_what_the_report_claims(ran: Ran) -> None:
+    claimed = ran.report["totals"]["bytes_read"]
+    assert claimed > 0
+    assert abs(ran.served_bytes - claimed) <= 0.05 * claimed
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("squashed", ["step 8", ".vmdk'", "uid 0", "an unreserved port", "no_root_squash"]),
+        ("secure", ["'secure'", "rejects uid 0", "an unreserved port", "reserved_port = true"]),
+        ("elsewhere", ["'elsewhere'", "/exports/elsewhere", "offers this node", "/exports/another"]),
+        ("other-version", ["'other-version'", "NFS version 4.1", "hides"]),
+    ],
+)
+def test_a_vm_whose_filer_keeps_the_node_out_fails_and_says_what_to_change(
+    ran: Ran, name: str, parts: list[str]
+) -> None:
+    vm = vm_of(ran.report, name)
+    assert vm["status"] == "Failed"
+    assert vm["backup_id"] == ""
+    for part in parts:
+        assert part in vm["reason"]
+
+
+@pytest.mark.parametrize(("name", "datastore"), [("chain", "gold"), ("both", "silver")])
+def test_a_vm_restored_through_the_writable_export_is_equal_byte_for_byte(
+    ran: Ran, name: str, datastore: str
+) -> None:
+    vm = vm_of(ran.report, name)
+    new = f"{name} on {datastore}"
+    ran.lab.safehaul(
+        *("restore", "vm", f"{vm['vc_guid']}/{vm['backup_id']}", "--name", new, "--datastore", datastore)
+    )
+    home = ran.lab.state / "datastores" / datastore / new
+    flats = sorted(home.glob("*-flat.vmdk"), key=lambda path: (len(path.name), path.name))
+    keys = [disk["key"] for disk in vm["disks"]]
+    assert differences(ran.lab, vm, dict(zip(keys, flats, strict=True))) == []
+    assert {path.stat().st_mode & 0o777 for path in flats} == {0o600}
+    assert new in {item.name for item in ran.lab.hosts.state().vms}
+
+
+def test_nothing_is_left_behind_and_nothing_foreign_was_touched(ran: Ran) -> None:
+    assert ran.witness.problems() == []

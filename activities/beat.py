@@ -12,8 +12,9 @@ from temporalio import activity
 from temporalio.exceptions import CancelledError
 
 from safehaul.errors import BusyError
+from safehaul.messages.base import Message
 
-Progress = int | float | str | None
+Progress = int | float | str | Message | None
 
 # A step's heartbeat time-out is 20 s and means that its worker is dead. One call of a step may block for longer: a
 # vCenter that hangs (15 s for each of several calls), a filer, an fsync, a locked catalogue (30 s).

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from pydantic import ValidationError
 
@@ -48,7 +49,12 @@ def backup_row(manifest: Manifest, index: BackupIndex | None, media_agent: str) 
             for disk in manifest.disks
         ]
         + [
-            DiskRow(key=item.key or 0, label=item.label, transport="none", reason=item.reason)
+            DiskRow(
+                key=item.key or 0,
+                label=item.label,
+                transport="deselected" if item.deselected else "none",
+                reason=item.reason,
+            )
             for item in manifest.skipped
             if item.kind == "disk"
         ],
@@ -78,27 +84,26 @@ def job_row(report: JobReport) -> JobRow:
 
 
 def job_vm_rows(report: JobReport, vms: Sequence[VmReport]) -> list[JobVmRow]:
-    """A job's VMs as the catalogue lists them."""
-    seen: Counter[str] = Counter()
-    rows: list[JobVmRow] = []
-    for vm in vms:
-        # VMs that share a VC.GUID are refused, and each of them is reported: a job lists them all.
-        seen[vm.vc_guid] += 1
-        number = f" ({seen[vm.vc_guid]})" if seen[vm.vc_guid] > 1 else ""
-        rows.append(
-            JobVmRow(
-                job_id=report.job_id,
-                vc_guid=f"{vm.vc_guid}{number}",
-                vm_name=vm.name,
-                status=vm.status,
-                reason=vm.reason,
-                access_node=vm.node,
-                backup_id=vm.backup_id,
-                read_bytes=vm.bytes_read,
-                stored_bytes=vm.bytes_stored,
-            )
+    """A job's VMs as the catalogue lists them.
+
+    VMs that failed for want of a VC.GUID of their own have none or share one: their rows are numbered.
+    """
+    met: Counter[str] = Counter(vm.vc_guid for vm in vms)
+    shared = {guid: count(1) for guid, number in met.items() if number > 1 or not guid}
+    return [
+        JobVmRow(
+            job_id=report.job_id,
+            vc_guid=f"{vm.vc_guid}#{next(shared[vm.vc_guid])}" if vm.vc_guid in shared else vm.vc_guid,
+            vm_name=vm.name,
+            status=vm.status,
+            reason=vm.reason,
+            access_node=vm.node,
+            backup_id=vm.backup_id,
+            read_bytes=vm.bytes_read,
+            stored_bytes=vm.bytes_stored,
         )
-    return rows
+        for vm in vms
+    ]
 
 
 def rows_of_repository(

@@ -13,6 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.errors import step, translated
 from activities.peers import Peers
 from activities.records import catalog_job, read_job_report, status_of, tolerated, write_job_report
+from safehaul.config.inline import group_of
 from safehaul.errors import BusyError, NotFoundError, PolicyError, SafehaulError
 from safehaul.messages.job import (
     ChildRef,
@@ -41,13 +42,13 @@ class CommServe:
 
     @activity.defn(name="open_job")
     async def open_job(self, job: OpenJobInput) -> JobSettings:
-        """Resolves the VM group from the configuration. A second run answers the same. Errors: an unknown group
-        lists those that exist.
+        """Resolves the VM group from the configuration, or checks the one that the job was given whole. A second run
+        answers the same. Errors: an unknown group lists those that exist; a wrong inline group names each key.
         """
         namespace_id = await self._namespace()
         with translated():
             settings = self._peers.settings
-            group = settings.vm_group(job.request.vm_group)
+            group = group_of(settings, job.request.group_name, job.request.inline_group)
             return JobSettings(
                 vm_group=group.name,
                 vcenter=group.vcenter,
@@ -66,6 +67,7 @@ class CommServe:
                     pending_snapshot=group.pending_snapshot,
                     min_free_bytes=group.min_free_bytes,
                     max_hold_s=group.max_hold_s,
+                    disks=group.disk_selection,
                     removal_handover_s=group.removal_handover_after_s,
                 ),
             )

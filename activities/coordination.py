@@ -12,8 +12,10 @@ from activities.errors import step
 from activities.peers import Peers
 from activities.records import (
     check_lease,
+    no_longer_selected,
     read_plan_page,
     read_vm_pages,
+    reported_guids,
     status_of,
     take_lease,
     write_job_report,
@@ -83,12 +85,12 @@ class NodeCoordination:
         self._peers.spool(self._node).prepare()
         volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
         reachable: list[str] = []
-        problems: list[str] = []
+        unreachable: dict[str, str] = {}
         for datastore in arg.datastores:
             beat(datastore)
             problem = self._try_export(datastore, volumes.get(datastore))
             if problem:
-                problems.append(problem)
+                unreachable[datastore] = problem
             else:
                 reachable.append(datastore)
         return NodeAnswer(
@@ -99,7 +101,8 @@ class NodeCoordination:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             streams=self._streams,
             reachable_datastores=reachable,
-            problems=problems,
+            problems=list(unreachable.values()),
+            unreachable=unreachable,
         )
 
     @step("ask_for_vm")
@@ -121,7 +124,7 @@ class NodeCoordination:
             return f"{self._node}: datastore {datastore!r} is {volume.type}, not NFS"
         try:
             with self._peers.open_export(volume) as export:
-                export.list("")
+                export.free_bytes()  # one small call, however many VMs the datastore holds
         except SafehaulError as error:  # one unreachable export leaves the others usable: it is reported
             return f"{self._node}: {error}"
         return ""
@@ -174,11 +177,16 @@ class JobCoordination:
     def distribute(self, arg: DistributeInput) -> Plan:
         """Step 5: distributes the VMs to the nodes that reach their datastores, dynamically or statically.
 
-        The plan goes to the job's objects in pages; a second run writes new pages and returns those.
+        A successor of a dead coordinator plans for the VMs that nobody has begun; one that was in the earlier plan
+        and that the group no longer selects cannot be placed. The plan goes to the job's objects in pages; a second
+        run writes new pages and returns those.
         """
         repository = self._peers.repository(arg.settings.media_agent)
         check_lease(repository, arg.lease)
-        records = read_vm_pages(repository, arg.job_id, arg.discovery.pages)
+        begun = {*arg.taken, *reported_guids(repository, arg.job_id, arg.report_pages)}
+        selected = read_vm_pages(repository, arg.job_id, arg.discovery.pages)
+        records = [record for record in selected if record.vc_guid not in begun]
+        gone = no_longer_selected(repository, arg, {record.vc_guid for record in selected} | begun)
         volumes = {
             volume.datastore
             for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.settings.vcenter))
@@ -194,7 +202,7 @@ class JobCoordination:
             for queue in placed.queues
             if queue.vms
         ]
-        return Plan(queues=queues, unplaceable=placed.unplaceable, power=placed.power)
+        return Plan(queues=queues, unplaceable=[*placed.unplaceable, *gone], power=placed.power)
 
     @step("load_page")
     def load_page(self, arg: PageInput) -> PlanPage:

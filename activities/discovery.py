@@ -6,13 +6,16 @@ from activities.beat import beat
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import write_vm_pages
-from safehaul.errors import PolicyError
-from safehaul.groups import Included, Selection, in_order, select
+from activities.selection import check_not_empty, survey
+from safehaul.config.inline import group_of
+from safehaul.groups import Included, Selection, in_order
 from safehaul.messages.inventory import VmRecord
 from safehaul.messages.job import DiscoverInput, Discovery, Excluded
-from safehaul.vsphere import inventory
 
 NOTEWORTHY_MAX = 200
+FAILED_MAX = 1000
+"""A whole inventory that cannot be read must still fit into one message (Temporal's limit: 2 MB)."""
+REASON_CHARS = 600
 
 
 class Discoverer:
@@ -23,55 +26,53 @@ class Discoverer:
 
     @step("discover")
     def discover(self, arg: DiscoverInput) -> Discovery:
-        """Step 2: logs in to vCenter, reads the inventory and applies the VM group's rules.
+        """Step 2: logs in to vCenter, reads the inventory and applies the VM group's rules and disk filters.
 
-        Each VM is identified by VC.GUID. The VMs go to the job's objects in the repository, a page at a time;
-        a second run writes new pages and returns those. Heartbeats with each page of the inventory. Errors: no
-        VM matches (unless `allow_empty`), vCenter refuses.
+        Each VM is identified by VC.GUID; one that is selected and has none of its own, or no disk left, is told as
+        failed. The VMs go to the job's objects in the repository, a page at a time, with their selected disks only; a
+        second run writes new pages and returns those. Heartbeats with each page of the inventory. Errors: no VM
+        matches (unless `allow_empty`), vCenter refuses.
         """
-        group = self._peers.settings.vm_group(arg.settings.vm_group)
-        found = inventory.discover(self._peers.vcenter(arg.settings.vcenter), heartbeat=beat)
-        records = found.records
-        selection = select(records, group)
-        if selection.empty and not group.allow_empty:
-            raise PolicyError(
-                f"the rules of VM group {group.name!r} select none of the {len(records)} VMs of vCenter "
-                f"{arg.settings.vcenter!r}: change the rules, or set allow_empty = true"
-            )
+        group = group_of(self._peers.settings, arg.settings.vm_group, arg.inline_group)
+        selection = survey(self._peers, group, beat)
+        check_not_empty(selection, group)
         chosen = in_order(selection.included, group.order)
-        pages = write_vm_pages(
-            self._peers.repository(arg.settings.media_agent), arg.job_id, [item.record for item in chosen]
-        )
+        wanted = [item.wanted for item in chosen]
         return Discovery(
-            pages=pages,
-            vm_count=len(chosen),
-            capacity_bytes=sum(item.record.capacity_bytes for item in chosen),
-            seen_count=len(records),
-            noteworthy=_noteworthy(chosen, selection, found.unidentified)[:NOTEWORTHY_MAX],
+            pages=write_vm_pages(self._peers.repository(arg.settings.media_agent), arg.job_id, wanted),
+            vm_count=len(wanted),
+            capacity_bytes=sum(record.capacity_bytes for record in wanted),
+            seen_count=selection.seen_count,
+            noteworthy=_noteworthy(chosen, selection)[:NOTEWORTHY_MAX],
             failed=_failed(selection),
-            datastores=sorted({disk_store for item in chosen for disk_store in item.record.datastores}),
+            datastores=sorted({name for record in wanted for name in record.datastores}),
         )
 
 
-def _noteworthy(
-    chosen: list[Included], selection: Selection, unidentified: list[inventory.Unidentified]
-) -> list[Excluded]:
+def _noteworthy(chosen: list[Included], selection: Selection) -> list[Excluded]:
     return [
+        *(Excluded(name=rule, reason="matches no VM") for rule in selection.idle_rules),
         *(_excluded(item.record, note) for item in chosen for note in item.notes),
-        *(Excluded(name=item.name, reason=item.reason) for item in unidentified),
         *(_excluded(item.record, item.reason) for item in selection.excluded),
     ]
 
 
 def _failed(selection: Selection) -> list[Excluded]:
-    return [
+    failed = [
         *(_excluded(item.record, item.reason) for item in selection.refused),
         *(
             Excluded(name=guid, vc_guid=guid, reason="the VM group lists this VC.GUID, and no VM has it")
             for guid in selection.missing_guids
         ),
     ]
+    if len(failed) <= FAILED_MAX:
+        return failed
+    rest = len(failed) - FAILED_MAX
+    return [
+        *failed[:FAILED_MAX],
+        Excluded(name=f"{rest} more VMs", reason="cannot be backed up either: see `safehaul group preview`"),
+    ]
 
 
 def _excluded(record: VmRecord, reason: str) -> Excluded:
-    return Excluded(name=record.name, vc_guid=record.vc_guid, reason=reason)
+    return Excluded(name=record.name, vc_guid=record.vc_guid, reason=reason[:REASON_CHARS])

@@ -73,6 +73,16 @@ class MediaAgentIndexing:
                 for item in arg.transport.skipped
             ]
             + [
+                manifest.Skipped(
+                    kind="disk",
+                    key=item.disk.key,
+                    label=item.disk.label,
+                    reason=item.reason,
+                    deselected=True,
+                )
+                for item in arg.transport.deselected
+            ]
+            + [
                 manifest.Skipped(kind="file", label=item.path, reason=item.reason)
                 for item in arg.skipped_files
             ],

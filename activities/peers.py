@@ -87,6 +87,7 @@ class Peers:
             thumbprint_sha256=found.thumbprint_sha256 or None,
             insecure=found.insecure_skip_verify,
             timeout_s=VCENTER_TIMEOUT_S,
+            max_concurrent_calls=found.max_concurrent_calls,
         )
 
     def _open_spool(self, node: str) -> Spool:

@@ -28,6 +28,8 @@ from safehaul.messages.inventory import VmRecord
 from safehaul.messages.job import (
     Admission,
     CloseJobInput,
+    DistributeInput,
+    Excluded,
     JobReport,
     JobStatus,
     JobTotals,
@@ -65,6 +67,15 @@ def write_plan_pages(repository: Repository, lease: Lease, node: str, vms: Seque
 def read_plan_page(repository: Repository, job_id: str, page: str) -> list[PlannedVm]:
     """One page of the plan."""
     return [PlannedVm.model_validate(item) for item in _read_page(repository, job_id, page)]
+
+
+def no_longer_selected(repository: Repository, arg: DistributeInput, known: set[str]) -> list[Excluded]:
+    """VMs of the earlier plan whose VC.GUID is not in `known`: they left the group while the job ran."""
+    earlier = (vm for page in arg.earlier_pages for vm in read_plan_page(repository, arg.job_id, page))
+    reason = "it was deleted, or its VM group no longer selects it, since the job began"
+    return [
+        Excluded(name=vm.name, vc_guid=vm.vc_guid, reason=reason) for vm in earlier if vm.vc_guid not in known
+    ]
 
 
 def write_nodes(repository: Repository, lease: Lease, admission: Admission) -> None:
@@ -121,6 +132,12 @@ def write_report_page(repository: Repository, job_id: str, page: str, reports: S
     except AlreadyExistsError:
         # The same page, tried twice: its name was made once by the job.
         return
+
+
+def reported_guids(repository: Repository, job_id: str, pages: Sequence[str]) -> set[str]:
+    """VC.GUIDs of the VMs whose reports are durable."""
+    vms, _ = read_reports(repository, job_id, pages)
+    return {vm.vc_guid for vm in vms}
 
 
 def write_job_report(repository: Repository, report: JobReport) -> JobReport:

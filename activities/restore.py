@@ -1,82 +1,56 @@
-"""RestoreVm's steps: a backup becomes a new VM's directory on a NAS datastore, and a VM in vCenter."""
+"""RestoreVm's steps for a new VM: its directory on a NAS datastore, its disks, its place in vCenter."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from activities.beat import beat, keep_alive
-from activities.disks import nas_volume, volumes_of
+from pydantic import ValidationError
+
+from activities.beat import keep_alive
 from activities.errors import step
 from activities.peers import Peers
-from safehaul.errors import AlreadyExistsError, IntegrityError, InvalidInputError, NotFoundError, PolicyError
-from safehaul.media.manifest import BackupRef, Manifest, read_manifest
-from safehaul.media.reader import BackupReader, Hole
+from activities.restore_io import RestoreIo, remove_quietly, write_file
+from safehaul.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    InvalidInputError,
+    NotFoundError,
+    PolicyError,
+    UnsupportedError,
+)
+from safehaul.media.manifest import Manifest
 from safehaul.messages.hardware import VmHardware
 from safehaul.messages.restore import (
-    OpenRestoreInput,
+    CardReport,
+    DiscardInput,
+    MacPolicy,
+    PlannedDisk,
+    PowerOnInput,
     RegisteredVm,
     RestoredDisk,
-    RestoreDisk,
     RestoreDiskInput,
+    RestoredVm,
+    RestoreKind,
     RestorePlan,
     RestoreRef,
     RestoreSettings,
     RestoreStep,
 )
 from safehaul.nas.export import NasExport
-from safehaul.nas.paths import check_component
-from safehaul.vmdk.new_disk import flat_descriptor
+from safehaul.nas.paths import parse_datastore_path
 from safehaul.vmx import build_vmx
-from safehaul.vsphere import registration
+from safehaul.vsphere import networks, privileges, registration, vm_disks
+from safehaul.vsphere.client import VCenter
+from safehaul.vsphere.networks import Network
+from safehaul.vsphere.registration import Place
 
 # Marks a directory as one restore's own, so that a second try goes on in it and a discard removes only that.
 MARKER = "safehaul-restore.json"
 MARKER_LIMIT_BYTES = 4096
-COMPARE_BYTES = 4 * 1024 * 1024
-
-
-class RestoreDesk:
-    """Activity of the CommServe's queue."""
-
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-
-    @step("open_restore")
-    def open_restore(self, arg: OpenRestoreInput) -> RestoreSettings:
-        """Resolves backup, MediaAgent, vCenter and access nodes. Changes nothing. Errors: names what does not exist."""
-        request, settings = arg.request, self._peers.settings
-        vc_guid, _, backup_id = request.backup.rpartition("/")
-        if not vc_guid or not backup_id:
-            raise InvalidInputError(
-                f"backup: {request.backup!a} is not of the form VC.GUID/TIME-ID; see `safehaul backups list`"
-            )
-        agents = [agent.name for agent in settings.media_agents]
-        if request.media_agent is None and len(agents) > 1:
-            raise InvalidInputError(f"media_agent: there are several, name one of {', '.join(agents)}")
-        agent = settings.media_agent(request.media_agent or agents[0]).name
-        manifest = read_manifest(self._peers.repository(agent), BackupRef(vc_guid, backup_id))
-        vcenter = (
-            request.vcenter or str(manifest.snapshot.details.get("vcenter", "")) or settings.vcenters[0].name
-        )
-        nodes = (
-            [request.access_node] if request.access_node else [node.name for node in settings.access_nodes]
-        )
-        check_component(request.name)
-        return RestoreSettings(
-            vc_guid=vc_guid,
-            backup_id=backup_id,
-            name=request.name,
-            datastore=request.datastore,
-            folder=request.folder,
-            media_agent=agent,
-            vcenter=settings.vcenter(vcenter).name,
-            access_nodes=[settings.access_node(node).name for node in nodes],
-            keep_mac=request.keep_mac,
-        )
+_VMX = "vm.vmx"
 
 
 class Restores:
@@ -84,72 +58,65 @@ class Restores:
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
+        self._io = RestoreIo(peers)
 
     @step("prepare_restore")
     def prepare_restore(self, ref: RestoreRef) -> RestorePlan:
-        """Checks the target and makes the new VM's directory, with a marker of this restore in it.
+        """Checks all that can be checked, then makes the new VM's directory, with a marker of this restore in it.
 
         Keyed by the restore's owner: a second run finds its own marker and goes on. Errors: the directory, or a VM
-        of that name, exists; too little space; no writable export for the datastore.
+        of that name, exists; a network, folder, … does not; a privilege is missing; an address is another VM's; too
+        little space; no export for restores.
         """
-        settings = ref.settings
-        manifest = self._manifest(settings)
+        settings, vcenter = ref.settings, self._peers.vcenter(ref.settings.vcenter)
+        manifest = self._io.manifest(settings)
+        hardware = hardware_of(manifest)
         disks = [
-            RestoreDisk(
+            PlannedDisk(
                 key=disk.key,
                 label=disk.label,
                 capacity_bytes=disk.capacity_bytes,
-                file_name=_disk_file(number),
+                path=f"[{settings.datastore}] {settings.name}/{_disk_file(number)}",
             )
             for number, disk in enumerate(manifest.disks)
         ]
-        registration.find_place(
-            self._peers.vcenter(settings.vcenter), settings.datastore, folder=settings.folder
-        )
-        with self._export(settings) as export:
-            needed = sum(disk.capacity_bytes for disk in disks)
-            free = export.free_bytes()
-            if free < needed:
-                raise PolicyError(
-                    f"datastore {settings.datastore!r} has {free:,} bytes free, the restore needs {needed:,}"
-                )
-            _claim_directory(export, ref)
-        return RestorePlan(
+        plan = RestorePlan(
             directory=f"[{settings.datastore}] {settings.name}",
             disks=disks,
-            missing_disks=[
-                f"{item.label}: {item.reason}" for item in manifest.skipped if item.kind == "disk"
-            ],
-            warnings=manifest.warnings,
+            missing_disks=missing_disks(manifest),
+            warnings=[*manifest.warnings, *_encryption_warnings(hardware)],
         )
+        place = _find_place(vcenter, settings)
+        chosen = _choose_networks(vcenter, place, hardware, settings)
+        _require_privileges(vcenter, place, chosen, settings)
+        if settings.mac is MacPolicy.KEEP:
+            _require_free_addresses(vcenter, hardware)
+        registration.refuse_existing(vcenter, place, f"{plan.directory}/{_VMX}", settings.name)
+        _build_vmx(ref, plan, hardware, nvram_file="")
+        self._io.require_space(
+            settings.vcenter, settings.datastore, sum(disk.capacity_bytes for disk in disks)
+        )
+        with self._io.export(settings.vcenter, settings.datastore) as export:
+            _claim_directory(export, ref)
+        return plan
 
     @step("restore_disk")
     def restore_disk(self, arg: RestoreDiskInput) -> RestoredDisk:
         """Writes one disk as a flat extent with its descriptor, then reads all of it back and compares.
 
         Every chunk's digest is verified while it is written. A second run begins the disk again, in the same
-        file. Heartbeats with bytes written and compared. Errors: damage, named by disk and offset; a byte that
-        the filer gives back differently.
+        file, whose name is this restore's own. Heartbeats with bytes written and compared. Errors: damage, named by
+        disk and offset; a byte that the filer gives back differently.
         """
-        settings, disk = arg.ref.settings, arg.disk
+        settings, path = arg.ref.settings, parse_datastore_path(arg.disk.path)
         started = time.monotonic()
-        flat = f"{settings.name}/{disk.file_name.removesuffix('.vmdk')}-flat.vmdk"
-        with self._reader(settings) as reader, self._export(settings) as export:
-            _check_own(export, arg.ref)
-            written = _write_disk(export, flat, reader, disk)
-        # A fresh connection: what is compared comes from the filer, not from a client's cache.
-        with self._reader(settings) as reader, self._export(settings) as export:
-            compared = _compare_disk(export, flat, reader, disk)
-            descriptor = flat_descriptor(flat.rsplit("/", 1)[1], disk.capacity_bytes)
-            _write_file(export, f"{settings.name}/{disk.file_name}", descriptor)
-        return RestoredDisk(
-            key=disk.key,
-            label=disk.label,
-            capacity_bytes=disk.capacity_bytes,
-            bytes_written=written,
-            bytes_compared=compared,
-            seconds=round(time.monotonic() - started, 3),
-        )
+        with self._io.export(settings.vcenter, path.datastore) as export:
+            if settings.kind is RestoreKind.NEW_VM:
+                _check_own(export, arg.ref)
+            if arg.plan.new_directory:
+                _make_directory(export, path.directory)
+            done = self._io.write_and_compare(settings, arg.disk, export)
+        return done.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
     @step("write_vm_files")
     def write_vm_files(self, arg: RestoreStep) -> None:
@@ -158,23 +125,19 @@ class Restores:
         The identity follows from the restore's owner, so a second run writes the same bytes.
         """
         settings = arg.ref.settings
-        manifest = self._manifest(settings)
-        hardware = VmHardware.model_validate(manifest.hardware)
+        manifest = self._io.manifest(settings)
         nvram = next((file for file in manifest.files if file.name.endswith(".nvram")), None)
-        vmx = build_vmx(
-            hardware,
-            name=settings.name,
-            uuid_bios=_identity(arg.ref, "bios"),
-            instance_uuid=_identity(arg.ref, "instance"),
-            disk_files={disk.key: disk.file_name for disk in arg.plan.disks},
-            nvram_file="vm.nvram" if nvram else "",
-            keep_mac=settings.keep_mac,
+        vmx = _build_vmx(
+            arg.ref, arg.plan, hardware_of(manifest), nvram_file="vm.nvram" if nvram is not None else ""
         )
-        with self._reader(settings) as reader, self._export(settings) as export:
+        with (
+            self._io.reader(settings) as reader,
+            self._io.export(settings.vcenter, settings.datastore) as export,
+        ):
             _check_own(export, arg.ref)
             if nvram is not None:
-                _write_file(export, f"{settings.name}/vm.nvram", reader.read_file(nvram.name))
-            _write_file(export, f"{settings.name}/{_VMX}", vmx)
+                write_file(export, f"{settings.name}/vm.nvram", reader.read_file(nvram.name))
+            write_file(export, f"{settings.name}/{_VMX}", vmx)
 
     @step("register_vm")
     def register_vm(self, arg: RestoreStep) -> RegisteredVm:
@@ -182,60 +145,168 @@ class Restores:
 
         Heartbeats with the task's progress. Errors: a VM of that name exists in the folder.
         """
-        settings = arg.ref.settings
-        vcenter = self._peers.vcenter(settings.vcenter)
+        settings, vcenter = arg.ref.settings, self._peers.vcenter(arg.ref.settings.vcenter)
         vmx_path = f"{arg.plan.directory}/{_VMX}"
-        place = registration.find_place(vcenter, settings.datastore, folder=settings.folder)
+        place = _find_place(vcenter, settings)
         known = registration.find_registered(vcenter, vmx_path)
         moref = (
             known[0] if known else registration.register(vcenter, place, vmx_path, settings.name, keep_alive)
         )
-        with self._export(settings) as export:
-            _remove_quietly(export, f"{settings.name}/{MARKER}")
         return RegisteredVm(moref=moref, vmx_path=vmx_path)
 
+    @step("finish_vm")
+    def finish_vm(self, arg: RestoreStep) -> RestoredVm:
+        """Puts the new VM's cards on their networks, then removes the directory's marker: the restore is committed.
+
+        A second run finds it done. Goes on to its end when cancelled. Errors: the VM has other addresses than the
+        policy wants; a network was deleted meanwhile.
+        """
+        settings, vcenter = arg.ref.settings, self._peers.vcenter(arg.ref.settings.vcenter)
+        hardware = hardware_of(self._io.manifest(settings))
+        found = registration.find_registered(vcenter, f"{arg.plan.directory}/{_VMX}")
+        if found is None:
+            raise NotFoundError(f"{arg.plan.directory}/{_VMX} is not registered any more")
+        chosen = _choose_networks(vcenter, _find_place(vcenter, settings), hardware, settings)
+        cards = networks.put_cards(vcenter, found[0], chosen, connect=settings.connect, heartbeat=keep_alive)
+        if settings.mac is MacPolicy.KEEP:
+            for card, nic in zip(cards, hardware.nics, strict=True):
+                if nic.mac and card.mac.casefold() != nic.mac.casefold():
+                    raise PolicyError(
+                        f"mac: vCenter gave {card.label} the address {card.mac or '(none)'} and not {nic.mac}: "
+                        "another VM has it"
+                    )
+        with self._io.export(settings.vcenter, settings.datastore) as export:
+            remove_quietly(export, f"{settings.name}/{MARKER}")
+        return RestoredVm(
+            moref=found[0],
+            vc_guid=f"{vcenter.about().instance_uuid}.{_identity(arg.ref, 'instance')}",
+            cards=[CardReport(**card._asdict()) for card in cards],
+        )
+
+    @step("power_on_vm")
+    def power_on_vm(self, arg: PowerOnInput) -> None:
+        """Powers the restored VM on. A second run finds it on. Errors: vCenter's reason, a missing privilege named."""
+        vm_disks.power_on(self._peers.vcenter(arg.ref.settings.vcenter), arg.moref, keep_alive)
+
     @step("discard_restore")
-    def discard_restore(self, ref: RestoreRef) -> None:
-        """Removes a failed restore's directory, only if its marker says that it is this restore's own."""
-        settings = ref.settings
+    def discard_restore(self, arg: DiscardInput) -> None:
+        """Removes a failed restore's VM and directory, only if the marker says that it is this restore's own.
+
+        A second run goes on. Errors: the VM or a file cannot be removed now.
+        """
+        settings = arg.ref.settings
         vcenter = self._peers.vcenter(settings.vcenter)
         known = registration.find_registered(vcenter, f"[{settings.datastore}] {settings.name}/{_VMX}")
-        with self._export(settings) as export:
-            try:
-                _check_own(export, ref)
-            except (NotFoundError, AlreadyExistsError):
-                # Nothing of ours is there, or the directory is somebody else's: nothing to remove.
-                return
-            if known is not None:
-                registration.unregister(vcenter, known[0])
-            names = [entry.name for entry in export.list(settings.name) if entry.name != MARKER]
-            for name in [*names, MARKER]:
-                keep_alive(name)
-                _remove_quietly(export, f"{settings.name}/{name}")
-            export.remove_directory(settings.name)
-
-    def _manifest(self, settings: RestoreSettings) -> Manifest:
-        repository = self._peers.repository(settings.media_agent)
-        return read_manifest(repository, BackupRef(settings.vc_guid, settings.backup_id))
-
-    @contextmanager
-    def _reader(self, settings: RestoreSettings) -> Iterator[BackupReader]:
-        repository = self._peers.repository(settings.media_agent)
-        reader = BackupReader(repository, settings.vc_guid, settings.backup_id)
         try:
-            yield reader
-        finally:
-            reader.close()
-
-    @contextmanager
-    def _export(self, settings: RestoreSettings) -> Iterator[NasExport]:
-        volumes = volumes_of(self._peers, settings.vcenter)
-        volume = nas_volume(volumes, f"[{settings.datastore}] {settings.name}/{_VMX}")
-        with self._peers.open_export(volume, writable=True) as export:
-            yield export
+            with self._io.export(settings.vcenter, settings.datastore) as export:
+                _discard(export, vcenter, arg.ref, known[0] if known else "")
+        except (NotFoundError, UnsupportedError, ConfigError):
+            # Without a plan: it ended because there is no such datastore or export, so nothing was written.
+            if arg.plan is not None:
+                raise
 
 
-_VMX = "vm.vmx"
+def _discard(export: NasExport, vcenter: VCenter, ref: RestoreRef, moref: str) -> None:
+    name = ref.settings.name
+    try:
+        _check_own(export, ref)
+    except (NotFoundError, AlreadyExistsError):
+        # Nothing of ours is there, or the directory is somebody else's: nothing to remove.
+        return
+    if moref:
+        vm_disks.wait_out_tasks(vcenter, moref, keep_alive)
+        registration.unregister(vcenter, moref)
+    for entry in [*(each.name for each in export.list(name) if each.name != MARKER), MARKER]:
+        keep_alive(entry)
+        remove_quietly(export, f"{name}/{entry}")
+    export.remove_directory(name)
+
+
+def hardware_of(manifest: Manifest) -> VmHardware:
+    """The VM's configuration at the backup. Raises UnsupportedError for a backup without one."""
+    try:
+        return VmHardware.model_validate(manifest.hardware)
+    except ValidationError:
+        raise UnsupportedError(
+            f"backup {manifest.backup_id} of VM {manifest.vm_name!r} does not hold the VM's configuration: restore "
+            "its disks with `safehaul restore disk`"
+        ) from None
+
+
+def _encryption_warnings(hardware: VmHardware) -> list[str]:
+    """What of the VM cannot come back, though its disks can (vmware-facts 22)."""
+    if not (hardware.has_vtpm or hardware.key_id):
+        return []
+    told = (
+        "the VM had a virtual TPM or an encrypted home, whose keys are with its key provider: the new VM has "
+        "neither, and a guest that seals its disks with the TPM will ask for its recovery key"
+    )
+    return [told]
+
+
+def missing_disks(manifest: Manifest) -> list[str]:
+    """The disks that the backup skipped, each with its reason."""
+    return [f"{item.label}: {item.reason}" for item in manifest.skipped if item.kind == "disk"]
+
+
+def _find_place(vcenter: VCenter, settings: RestoreSettings) -> Place:
+    return registration.find_place(
+        vcenter,
+        settings.datastore,
+        folder=settings.folder,
+        cluster=settings.cluster,
+        resource_pool=settings.resource_pool,
+        host=settings.host,
+    )
+
+
+def _choose_networks(
+    vcenter: VCenter, place: Place, hardware: VmHardware, settings: RestoreSettings
+) -> list[Network | None]:
+    recorded = [nic.network for nic in hardware.nics]
+    if not recorded and not settings.networks:
+        return []
+    return networks.choose(networks.networks_of(vcenter, place.compute), recorded, settings.networks)
+
+
+def _require_privileges(
+    vcenter: VCenter, place: Place, chosen: list[Network | None], settings: RestoreSettings
+) -> None:
+    folder = [*privileges.REGISTER_PRIVILEGES, *privileges.NEW_VM_PRIVILEGES]
+    if settings.power_on:
+        folder += privileges.POWER_ON_PRIVILEGES
+    needs: dict[privileges.Entity, Any] = {
+        privileges.entity("Folder", place.folder): folder,
+        privileges.entity("ResourcePool", place.pool): privileges.POOL_PRIVILEGES,
+    }
+    for network in chosen:
+        if network is not None:
+            needs[privileges.Entity(network.kind, network.moref)] = privileges.NETWORK_PRIVILEGES
+    privileges.require(vcenter, needs)
+
+
+def _require_free_addresses(vcenter: VCenter, hardware: VmHardware) -> None:
+    taken = networks.addresses_in_use(vcenter, [nic.mac for nic in hardware.nics])
+    if taken:
+        named = ", ".join(f"{mac} ({name!r})" for mac, name in sorted(taken.items()))
+        raise InvalidInputError(
+            f"mac: keep is for a VM whose original is gone, and these addresses are other VMs': {named}: "
+            "let the new VM have new ones, or unregister the other first"
+        )
+
+
+def _build_vmx(ref: RestoreRef, plan: RestorePlan, hardware: VmHardware, *, nvram_file: str) -> bytes:
+    settings = ref.settings
+    return build_vmx(
+        hardware,
+        name=settings.name,
+        uuid_bios=_identity(ref, "bios"),
+        instance_uuid=_identity(ref, "instance"),
+        disk_files={disk.key: parse_datastore_path(disk.path).name for disk in plan.disks},
+        nvram_file=nvram_file,
+        keep_mac=settings.mac is MacPolicy.KEEP,
+        networks=settings.networks,
+    )
 
 
 def _disk_file(number: int) -> str:
@@ -247,6 +318,14 @@ def _identity(ref: RestoreRef, what: str) -> UUID:
     return uuid5(NAMESPACE_URL, f"safehaul:restore:{ref.owner}:{what}")
 
 
+def _make_directory(export: NasExport, directory: str) -> None:
+    try:
+        export.make_directory_exclusive(directory)
+    except AlreadyExistsError:
+        # An earlier try made it. Files in it are never overwritten: the new disk's name is this restore's own.
+        return
+
+
 def _claim_directory(export: NasExport, ref: RestoreRef) -> None:
     name = ref.settings.name
     try:
@@ -254,7 +333,7 @@ def _claim_directory(export: NasExport, ref: RestoreRef) -> None:
     except AlreadyExistsError:
         _check_own(export, ref)
         return
-    _write_file(export, f"{name}/{MARKER}", json.dumps({"owner": ref.owner}).encode())
+    write_file(export, f"{name}/{MARKER}", json.dumps({"owner": ref.owner}).encode())
 
 
 def _check_own(export: NasExport, ref: RestoreRef) -> None:
@@ -269,75 +348,9 @@ def _check_own(export: NasExport, ref: RestoreRef) -> None:
         if export.list(name):
             raise refusal from None
         # An earlier try made the directory and ended before its marker was written.
-        _write_file(export, f"{name}/{MARKER}", json.dumps({"owner": ref.owner}).encode())
+        write_file(export, f"{name}/{MARKER}", json.dumps({"owner": ref.owner}).encode())
         return
     except ValueError:
         raise refusal from None
     if not isinstance(marker, dict) or marker.get("owner") != ref.owner:
         raise refusal
-
-
-def _write_disk(export: NasExport, path: str, reader: BackupReader, disk: RestoreDisk) -> int:
-    _remove_quietly(export, path)
-    file = export.create_exclusive(path)
-    written = 0
-    try:
-        file.set_size(disk.capacity_bytes)
-        for offset, piece in reader.iter_disk(disk.key):
-            beat("write", offset, disk.capacity_bytes)
-            if not isinstance(piece, Hole):
-                file.write_at(offset, piece)
-                written += len(piece)
-        file.flush()
-    finally:
-        file.close()
-    return written
-
-
-def _compare_disk(export: NasExport, path: str, reader: BackupReader, disk: RestoreDisk) -> int:
-    """Read the whole extent back and compare it with the repository's bytes."""
-    file = export.open_read(path)
-    buffer, zeros = bytearray(COMPARE_BYTES), bytes(COMPARE_BYTES)
-    compared = 0
-    try:
-        if file.size_bytes != disk.capacity_bytes:
-            raise IntegrityError(
-                f"{disk.label}: the filer holds {file.size_bytes} bytes of {disk.capacity_bytes} at {path!a}"
-            )
-        for offset, piece in reader.iter_disk(disk.key):
-            length = piece.length_bytes if isinstance(piece, Hole) else len(piece)
-            for start in range(0, length, COMPARE_BYTES):
-                beat("compare", offset + start, disk.capacity_bytes)
-                part = memoryview(buffer)[: min(COMPARE_BYTES, length - start)]
-                file.read_into(offset + start, part)
-                expected = zeros if isinstance(piece, Hole) else bytes(piece[start : start + len(part)])
-                if not expected.startswith(bytes(part)):
-                    raise IntegrityError(
-                        f"{disk.label}: the filer gives back other bytes than were written, at offset "
-                        f"{offset + start} or in the {len(part)} bytes after it"
-                    )
-                compared += len(part)
-    finally:
-        file.close()
-    return compared
-
-
-def _write_file(export: NasExport, path: str, data: bytes) -> None:
-    """Write a small file anew and check what the filer then holds."""
-    _remove_quietly(export, path)
-    file = export.create_exclusive(path)
-    try:
-        file.write_at(0, data)
-        file.flush()
-    finally:
-        file.close()
-    if export.read_small(path, len(data) + 1) != data:
-        raise IntegrityError(f"the filer gives back other bytes of {path!a} than were written")
-
-
-def _remove_quietly(export: NasExport, path: str) -> None:
-    try:
-        export.remove(path)
-    except NotFoundError:
-        # It was never written, or an earlier try removed it.
-        return

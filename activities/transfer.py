@@ -18,6 +18,7 @@ from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
 from safehaul.media.writer import DiskWriter
 from safehaul.messages.inventory import VmDisk
+from safehaul.messages.progress import TransferBeat
 from safehaul.messages.steps import (
     FinishInput,
     ReadingDone,
@@ -30,6 +31,7 @@ from safehaul.messages.steps import (
 )
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory, vms
+from safehaul.vsphere.names import parse_datastore_path
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
 READ_BYTES = 8 * 1024 * 1024
@@ -164,16 +166,28 @@ class Transfers:
 
 
 class _Watch:
-    """Looks now and then whether the snapshot may still be held (vmware-facts 15), and heartbeats."""
+    """Heartbeats, and looks now and then whether the snapshot may still be held (vmware-facts 15)."""
 
     def __init__(self, peers: Peers, arg: TransferInput) -> None:
         self._peers = peers
         self._arg = arg
         self._due = time.monotonic() + WATCH_EVERY_S
 
-    def look(self, done_bytes: int) -> None:
-        """Heartbeat; PolicyError when the snapshot has been held too long or a datastore is too full."""
-        beat(done_bytes, self._arg.transport.disk.capacity_bytes)
+    def waits(self, done_bytes: int, waits_for: str) -> None:
+        """Heartbeat with what the disk waits for: a heartbeat that is repeated while a call blocks says so."""
+        disk = self._arg.transport.disk
+        beat(
+            TransferBeat(
+                disk=disk.label,
+                done_bytes=done_bytes,
+                capacity_bytes=disk.capacity_bytes,
+                vm_done_bytes=self._arg.done_before_bytes + done_bytes,
+                waits_for=waits_for,
+            )
+        )
+
+    def look(self) -> None:
+        """PolicyError when the snapshot has been held too long or a datastore is too full."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + WATCH_EVERY_S
@@ -184,11 +198,13 @@ class _Watch:
                 f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
                 f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
             )
-        used = arg.transport.disk.path[1:].split("]", 1)[0]
+        disk = arg.transport.disk
+        # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
+        used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
         for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
-            if volume.datastore == used and volume.free_bytes < arg.options.min_free_bytes:
+            if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
                 raise PolicyError(
-                    f"datastore {used!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
+                    f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
                     f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
                 )
 
@@ -216,11 +232,13 @@ def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
         pending: Future[int] = ahead.submit(read, offset, buffers[0])
         while offset < chain.capacity_bytes:
-            watch.look(offset)
+            watch.waits(offset, "filer")
+            watch.look()
             length = pending.result()
             full = buffers[0]
             buffers.reverse()
             if offset + length < chain.capacity_bytes:
                 pending = ahead.submit(read, offset + length, buffers[0])
+            watch.waits(offset, "repository")
             writer.write(memoryview(full)[:length], offset)
             offset += length

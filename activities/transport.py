@@ -17,6 +17,7 @@ from activities.disks import (
 from activities.errors import step
 from activities.peers import Peers
 from activities.spool import write_new
+from safehaul.disk_filters import DESELECTED, why_deselected
 from safehaul.errors import NotFoundError, PolicyError, UnsupportedError
 from safehaul.messages.inventory import VmDisk, VmFile
 from safehaul.messages.steps import (
@@ -47,16 +48,21 @@ class Transport:
         """Step 8: verifies, disk by disk, that the NAS transport can be used for the snapshot's disks.
 
         For each disk: backing, datastore, export reachable from here, descriptor, extents present and of the
-        declared size, the chain's consistency. A disk that cannot go is skipped with its reason. Changes
-        nothing; a second run looks again. Heartbeats with each disk. Errors: an export that refuses this node
-        (EACCES names export, uid and port), a chain that contradicts itself, a VM that moved.
+        declared size, the chain's consistency. A disk that cannot go is skipped with its reason; one that the VM
+        group's disk filters leave out is named and not looked at. Changes nothing; a second run looks again.
+        Heartbeats with each disk. Errors: an export that refuses this node (EACCES names export, uid and port), a
+        chain that contradicts itself, a VM that moved.
         """
         hardware = vms.snapshot_config(self._peers.vcenter(arg.vm.vcenter), arg.snapshot.moref)
         volumes = volumes_of(self._peers, arg.vm.vcenter)
         disks: list[DiskTransport] = []
         for disk in hardware.disks:
             beat(disk.label)
-            disks.append(self._check(disk, volumes))
+            reason = why_deselected(disk, arg.disks)
+            if reason:
+                disks.append(DiskTransport(disk=disk, transport=DESELECTED, reason=reason))
+            else:
+                disks.append(self._check(disk, volumes))
         return TransportReport(disks=disks, hardware=hardware.model_dump(mode="json"))
 
     @step("download_files")

@@ -15,23 +15,27 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lab import filers
 from lab.esx.client import HostClient
-from lab.filer import Filer
 from lab.nfs_gate import NfsGate
 from lab.other_user import as_user
-from lab.processes import LabError, LabProcess, free_port, tool
-from lab.site import BACKUP_USER, LAB_PASSWORD, Site, build
+from lab.processes import LabError, LabProcess, free_port, processes_in, tool
+from lab.site import BACKUP_USER, LAB_PASSWORD, DatastoreSpec, Site, build
 from lab.temporal import TemporalServer
 
 PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
 VM_GROUP = "demo"
 MEDIA_AGENT = "vault"
 FILES_WITHIN_S = 15.0
+# A process that was killed is seen for a moment more.
+ENDED_WITHIN_S = 3.0
 
 
 class DataCentre:
@@ -48,9 +52,14 @@ class DataCentre:
         worker_uid: int | None = None,
         ui: bool = True,
         pack_size: str = "1 MiB",
+        min_free: str = "1 MiB",
         gate: bool = False,
+        filer: filers.Kind = "rclone",
+        export_rules: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """`gate` puts an NfsGate before the read-only filer, which refuses or holds reads when told to."""
+        """`gate` puts an NfsGate before the filer that is read, which refuses or holds v3's reads when told to;
+        `filer` is the kind of NFS server; `export_rules` are ganesha's, by datastore (see lab.filers).
+        """
         self.directory = directory
         self.site = site
         self.nodes = nodes
@@ -58,13 +67,13 @@ class DataCentre:
         self.distribution = distribution
         self.worker_uid = worker_uid
         self._pack_size = pack_size
+        self._min_free = min_free
         self.state = directory / "hosts"
         self.home = directory / "safehaul"
         self.config = self.home / "safehaul.toml"
         self.temporal = TemporalServer(directory / "temporal", ui=ui)
-        self.filer = Filer(self.state / "datastores", state=directory / "filer")
-        self.restore_filer = Filer(
-            self.state / "datastores", state=directory / "restore-filer", writable=True
+        self.filers = filers.make(
+            filer, site.datastores, self.state / "datastores", directory, export_rules or {}
         )
         self._gated = gate
         self._gate: NfsGate | None = None
@@ -104,12 +113,10 @@ class DataCentre:
         self.state.chmod(0o700)
         self.start_hosts()
         self.start_vcenter()
-        self.filer.start()
-        self.filer.assert_coherent()
+        self.filers.start()
         if self._gated:
-            self._gate = NfsGate(self.filer.port)
+            self._gate = NfsGate(self.filers.read_port)
             self._gate.start()
-        self.restore_filer.start()
         self.temporal.start()
         self._write_configuration()
         self.safehaul("repo", "init", "--media-agent", MEDIA_AGENT)
@@ -186,12 +193,18 @@ class DataCentre:
         return done.stdout
 
     def served_bytes(self) -> int:
-        """File bytes that the read-only filer has served since it started."""
-        return self.filer.served_bytes()
+        """File bytes that the filer has served to backups since it started."""
+        return self.filers.served_bytes()
 
     def left_behind(self) -> list[str]:
-        """Names of the lab's processes that still run; empty after `stop`."""
-        return [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+        """The lab's processes that still run, and any other that works in its directory; empty after `stop`."""
+        deadline = time.monotonic() + ENDED_WITHIN_S
+        while True:
+            known = [name for name, item in [*self.processes.items(), *self.workers.items()] if item.running]
+            found = [*known, *processes_in(self.directory)]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End everything, workers first; a second call does nothing."""
@@ -205,8 +218,7 @@ class DataCentre:
                 self.processes[name].stop()
         if self._gate is not None:
             self._gate.stop()
-        self.filer.stop()
-        self.restore_filer.stop()
+        self.filers.stop()
 
     def remove(self) -> None:
         """Delete everything that the data centre wrote."""
@@ -243,12 +255,11 @@ class DataCentre:
                 os.chown(path, self.worker_uid, self.worker_uid)
 
     def _configuration(self) -> str:
-        read_port = self.gate.port if self._gated else self.filer.port
         exports = "".join(
-            self._export(table, store.name, store.remote_host, store.remote_path, port)
+            self._export(store, writable=writable)
             for store in self.site.datastores
-            if store.type in ("NFS", "NFS41")
-            for table, port in (("exports", read_port), ("restore_exports", self.restore_filer.port))
+            if store.type in filers.VERSION_OF_TYPE
+            for writable in (False, True)
         )
         nodes = "".join(
             f'[[access_nodes]]\nname = "{node}"\nstreams = {self.streams}\nspool_dir = "{self.home / "spool"}"\n\n'
@@ -282,23 +293,18 @@ vcenter = "lab"
 media_agent = "{MEDIA_AGENT}"
 rules = [{{ name = "*" }}]
 distribution = "{self.distribution}"
-min_free_bytes = "1 MiB"
+min_free_bytes = "{self._min_free}"
 """
 
-    def _export(self, table: str, name: str, remote_host: str, remote_path: str, port: int) -> str:
-        # rclone speaks version 3 only, also for what the hosts mount as 4.1, and needs no reserved port.
-        return f"""\
-[[{table}]]
-name = "{name}"
-remote_hosts = ["{remote_host}"]
-remote_path = "{remote_path}"
-address = "127.0.0.1"
-path = "/{name}"
-version = "3"
-nfs_port = {port}
-mount_port = {port}
-reserved_port = false
-uid = {os.getuid()}
-gid = {os.getgid()}
-
-"""
+    def _export(self, store: DatastoreSpec, *, writable: bool) -> str:
+        nfs_port = self.gate.port if self._gated else self.filers.read_port
+        place = self.filers.place(store, writable=writable, nfs_port=nfs_port)
+        lines = [
+            "[[restore_exports]]" if writable else "[[exports]]",
+            f'name = "{store.name}"',
+            f'remote_hosts = ["{store.remote_host}"]',
+            f'remote_path = "{store.remote_path}"',
+            # JSON's texts, numbers and truth values are TOML's too.
+            *(f"{key} = {json.dumps(value)}" for key, value in place.items()),
+        ]
+        return "\n".join(lines) + "\n\n"

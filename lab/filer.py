@@ -30,15 +30,17 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import nfs_rs
+
+from lab.coherence import check_coherence
+from lab.processes import LabError
 
 WRITE_BACK_S = 1.0
 """With 0, rclone stores the whole file again after each NFS WRITE (measured: 16 MB/s for 64 MiB, and quadratic)."""
@@ -65,7 +67,7 @@ _WRITE_FLAGS = [
 ]
 
 
-class FilerError(Exception):
+class FilerError(LabError):
     """The filer did not start, does not answer, or does not show what it must."""
 
 
@@ -185,14 +187,10 @@ class Filer:
     def assert_coherent(self) -> None:
         """Check that NFS clients see what is written into the directory: at once, or (writable) soon.
 
-        Raises FilerError.
+        Raises LabError.
         """
-        probe = Path(tempfile.mkdtemp(prefix=".coherence-", dir=self.directory))
-        try:
-            with _mount(self.port, f"/{probe.name}") as client:
-                _check_coherence(client, probe, _COHERENT_WITHIN_S if self.writable else 0.0)
-        finally:
-            shutil.rmtree(probe)
+        with _mount(self.port, "/") as client:
+            check_coherence(client, "", self.directory, _COHERENT_WITHIN_S if self.writable else 0.0)
 
     def __enter__(self) -> Self:
         self.start()
@@ -295,41 +293,6 @@ def _mount(port: int, path: str) -> Iterator[nfs_rs.Client]:
         yield client
 
 
-def _check_coherence(client: nfs_rs.Client, probe: Path, within_s: float) -> None:
-    file = probe / "file"
-
-    def wait(what: str, seen: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + within_s
-        while not seen():
-            if time.monotonic() >= deadline:
-                message = f"an NFS client does not see a file that was {what}"
-                raise FilerError(message)
-            time.sleep(0.1)
-
-    def same() -> bool:
-        if not client.exists("file"):
-            return False
-        with client.open("file", "rb") as fresh:
-            wanted = file.read_bytes()
-            return fresh.read() == wanted and client.stat("file").size == len(wanted)
-
-    file.write_bytes(b"first")
-    wait("made", same)
-    with client.open("file", "rb") as held:
-        with file.open("ab") as append:
-            append.write(b" and more")
-        wait("grown", same)
-        wait("grown while it was open", lambda: held.read_at(0, 100) == file.read_bytes())
-    with file.open("r+b") as change:
-        change.write(b"FIRST")
-    wait("overwritten in place", same)
-    (probe / "new").write_bytes(b"another")
-    (probe / "new").replace(file)
-    wait("replaced", same)
-    file.unlink()
-    wait("deleted", lambda: not client.exists("file") and not client.listdir(""))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a filer in the foreground. Prints one JSON line (port, pid, state) when it answers."""
     parser = argparse.ArgumentParser(prog="python -m lab.filer", description=main.__doc__)
@@ -347,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
             filer.assert_coherent()
             print(json.dumps({"port": filer.port, "pid": filer.pid, "state": str(filer.state)}), flush=True)
             done.wait()
-    except FilerError as error:
+    except LabError as error:
         print(f"filer: {error}", file=sys.stderr)
         return 1
     return 0

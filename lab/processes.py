@@ -121,6 +121,29 @@ def answers(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+def processes_in(directory: Path) -> list[str]:
+    """Other processes that work below `directory`, whoever started them: `PID COMMAND` for each.
+
+    One is told by its command line or its working directory; those of other users whose directory cannot be read
+    are told by the former alone.
+    """
+    found: list[str] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        except OSError:  # it has just ended
+            continue
+        try:
+            works_in = str((entry / "cwd").readlink())
+        except OSError:  # it has just ended, or is another user's
+            works_in = ""
+        if str(directory) in command or f"{works_in}/".startswith(f"{directory}/"):
+            found.append(f"{entry.name} {command[:80]}")
+    return found
+
+
 def tool(name: str) -> str:
     """Path of a program that came with a Python package of the lab (`temporal`, `rclone`, `safehaul`)."""
     path = Path(sys.executable).parent / name

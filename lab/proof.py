@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from lab.guests.checker import NotOnePointInTimeError, check_point_in_time
 # What a running VM writes beside its disks without any snapshot: never a leftover.
 OWN_CHANGES = (".log", ".vswp", ".lck")
 RECORD_WITHIN_S = 30.0
+# Debian keeps file system tools where a plain user's PATH does not look.
+E2FSCK_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compare_disks(record: FrozenRecord, disks: dict[int, Path]) -> list[str]:
-    """How restored images (by disk key) differ from what the snapshot froze; empty when they are equal."""
-    found: list[str] = []
+def compare_disks(
+    record: FrozenRecord, disks: Mapping[int, Path], skipped: Mapping[int, str] | None = None
+) -> list[str]:
+    """How restored images (by disk key) differ from what the snapshot froze; empty when they are equal.
+
+    Every frozen disk must have an image, or stand in `skipped` (disk key to the reason that the report gives): a
+    report that loses a disk is no proof of the others.
+    """
+    strange = sorted(set(disks) - {disk.disk_key for disk in record.disks})
+    found = [f"{record.vm_name}: the snapshot froze no disk {key}" for key in strange]
     for disk in record.disks:
         path = disks.get(disk.disk_key)
         if path is None:
+            if not (skipped or {}).get(disk.disk_key):
+                found.append(
+                    f"{record.vm_name}, {disk.label}: frozen, neither stored nor skipped with a reason"
+                )
             continue
         if path.stat().st_size != disk.capacity_bytes:
             found.append(
@@ -120,7 +134,7 @@ def one_point_in_time(record: FrozenRecord, images: list[Path]) -> str:
 
 def file_system_check(image: Path) -> str | None:
     """What `e2fsck -fn` finds wrong with an ext4 image; empty when it is clean, None when e2fsck is not there."""
-    program = shutil.which("e2fsck", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    program = shutil.which("e2fsck", path=E2FSCK_PATH)
     if program is None:
         return None
     done = subprocess.run([program, "-fn", str(image)], capture_output=True, text=True, check=False)

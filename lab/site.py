@@ -17,6 +17,7 @@ __all__ = [
     "ADMINISTRATOR",
     "BACKUP_PRIVILEGES",
     "BACKUP_USER",
+    "RESTORE_PRIVILEGES",
     "DatastoreSpec",
     "DiskSpec",
     "Settings",
@@ -34,7 +35,7 @@ BACKUP_USER = "safehaul@vsphere.local"
 # Passwords of a laboratory on loopback, known to everybody.
 LAB_PASSWORD = "lab-Secret-1"  # noqa: S105
 
-# VMware's privilege ids for backup, then those that a restore needs besides.
+# VMware's privilege ids for backup, and those that a restore needs besides.
 BACKUP_PRIVILEGES = [
     "System.Anonymous",
     "System.Read",
@@ -44,9 +45,16 @@ BACKUP_PRIVILEGES = [
     "VirtualMachine.State.RemoveSnapshot",
     "VirtualMachine.Provisioning.DiskRandomRead",
     "VirtualMachine.Config.ChangeTracking",
+]
+RESTORE_PRIVILEGES = [
     "VirtualMachine.Inventory.Register",
+    "VirtualMachine.Inventory.Unregister",
     "Resource.AssignVMToPool",
     "Network.Assign",
+    "VirtualMachine.Config.EditDevice",
+    "VirtualMachine.Config.AddExistingDisk",
+    "VirtualMachine.Config.RemoveDisk",
+    "VirtualMachine.Interact.PowerOn",
 ]
 
 
@@ -79,7 +87,11 @@ def demo_site(vm_count: int = 6, *, guest_rate: int = 200) -> Site:
         vms=vms[:vm_count],
         users=[
             UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+            UserSpec(
+                name=BACKUP_USER,
+                password=LAB_PASSWORD,
+                privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES],
+            ),
         ],
         settings=Settings(record_frozen=True),
     )

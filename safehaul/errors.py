@@ -17,6 +17,7 @@
     │   ├── UnsupportedError        a disk, format or feature that this transport cannot do
     │   │   └── QuiesceRefusedError     the guest could not be quiesced; the VM group decides what then
     │   ├── PolicyError             a limit or rule of the configuration forbids it
+    │   ├── RepositoryFullError     the repository has no space; a person must make some
     │   ├── SnapshotLostError       the snapshot no longer holds what step 8 found; a new one may
     │   └── StaleLeaseError         another process has taken over; this one must stop
     └── IntegrityError          stored or read bytes are not what they must be: never retried, always loud
@@ -94,6 +95,14 @@ class QuiesceRefusedError(UnsupportedError):
 
 class PolicyError(PermanentError):
     """A limit or rule of the configuration forbids it."""
+
+
+class RepositoryFullError(PermanentError):
+    """The repository has no space left.
+
+    Permanent, although somebody may make room: until then a VM's snapshot would be held and grow, for as long as
+    the step's tries go on (a day at the MediaAgent).
+    """
 
 
 class SnapshotLostError(PermanentError):

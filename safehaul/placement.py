@@ -47,6 +47,8 @@ class NodeOffer(Message):
     """None: not known, no limit."""
     reachable_exports: tuple[str, ...] = ()
     """Names of the exports that this node has opened."""
+    unreachable: dict[str, str] = Field(default_factory=dict)
+    """Why it could not open others, by name."""
 
     @property
     def usable_streams(self) -> int:
@@ -199,6 +201,7 @@ def _offer(answer: NodeAnswer) -> NodeOffer:
         free_streams=answer.streams,
         memory_available_bytes=answer.memory_bytes,
         reachable_exports=tuple(answer.reachable_datastores),
+        unreachable=answer.unreachable,
     )
 
 
@@ -247,5 +250,8 @@ def _why_not(offers: list[NodeOffer], exports: tuple[str, ...]) -> str:
     everywhere = {export for offer in offers for export in offer.reachable_exports}
     nowhere = sorted(set(exports) - everywhere)
     if nowhere:
-        return f"no access node reaches {', '.join(nowhere)}: check the export's rule and [[exports]]"
+        # Every node is kept out; one node's words for the first datastore say what to change.
+        why = [offer.unreachable[nowhere[0]] for offer in offers if nowhere[0] in offer.unreachable]
+        advice = why[0] if why else "check the export's rule and [[exports]]"
+        return f"no access node reaches {', '.join(nowhere)}: {advice}"
     return f"no single access node reaches all of {', '.join(sorted(set(exports)))}, as the VM's disks need"

@@ -41,6 +41,7 @@ def build_vmx(
     disk_files: Mapping[int, str],
     nvram_file: str = "",
     keep_mac: bool = False,
+    networks: Mapping[str, str] | None = None,
 ) -> bytes:
     """The new VM's .vmx as UTF-8.
 
@@ -52,6 +53,7 @@ def build_vmx(
         disk_files: disk key → descriptor's file name beside the .vmx; other disks are left out.
         nvram_file: file name beside the .vmx; empty when there is none.
         keep_mac: True keeps the network cards' addresses; else vCenter makes new ones.
+        networks: recorded network → the one that a card gets instead.
 
     Raises:
         UnsupportedError: a disk hangs on a controller that the backup does not describe.
@@ -79,7 +81,8 @@ def build_vmx(
     lines |= _controllers(hardware.controllers)
     lines |= _disks(hardware, disk_files)
     for number, nic in enumerate(hardware.nics):
-        lines |= _nic(f"ethernet{number}", nic, keep_mac=keep_mac)
+        network = (networks or {}).get(nic.network, nic.network)
+        lines |= _nic(f"ethernet{number}", nic, network, keep_mac=keep_mac)
     known = {key.casefold() for key in lines}
     for key, value in sorted(hardware.extra_config.items()):
         folded = key.casefold()
@@ -133,18 +136,26 @@ def _disks(hardware: VmHardware, disk_files: Mapping[int, str]) -> dict[str, str
     return lines
 
 
-def _nic(place: str, nic: VmNic, *, keep_mac: bool) -> dict[str, str]:
-    """A card on its network, not connected: two copies of one VM on one network harm both."""
+def _nic(place: str, nic: VmNic, network: str, *, keep_mac: bool) -> dict[str, str]:
+    """A card on its network, not connected: two copies of one VM on one network harm both.
+
+    ESXi refuses a static address of VMware's own ranges: one that vCenter had assigned stays an assigned one, and
+    for one that a host had generated the check is switched off.
+    """
     lines = {
         f"{place}.present": "TRUE",
         f"{place}.virtualDev": nic.type,
-        f"{place}.networkName": nic.network,
+        f"{place}.networkName": network,
         f"{place}.startConnected": "FALSE",
     }
-    if keep_mac and nic.mac:
-        lines |= {f"{place}.addressType": "static", f"{place}.address": nic.mac}
-    else:
+    if not (keep_mac and nic.mac):
         lines[f"{place}.addressType"] = "vpx"
+    elif nic.address_type.casefold() == "assigned":
+        lines |= {f"{place}.addressType": "vpx", f"{place}.generatedAddress": nic.mac}
+    else:
+        lines |= {f"{place}.addressType": "static", f"{place}.address": nic.mac}
+        if nic.address_type.casefold() != "manual":
+            lines[f"{place}.checkMACAddress"] = "FALSE"
     return lines
 
 

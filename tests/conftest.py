@@ -38,7 +38,12 @@ def _missing(program: str, package: str) -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`@pytest.mark.requires_debian("mke2fs", package="e2fsprogs")`: a program's name, or a file's path."""
+    """`@pytest.mark.requires_debian("mke2fs", package="e2fsprogs")`: a program's name, or a file's path.
+
+    `@pytest.mark.requires_root`: what only root may do.
+    """
+    if item.get_closest_marker("requires_root") and os.geteuid():
+        pytest.skip("only root can do this: run the tests as root")
     for mark in item.iter_markers("requires_debian"):
         reason = _missing(mark.args[0], mark.kwargs["package"])
         if reason:

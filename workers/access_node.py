@@ -15,6 +15,7 @@ from activities.discovery import Discoverer
 from activities.index import AccessNodeIndexing
 from activities.peers import Peers
 from activities.restore import Restores
+from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
@@ -23,7 +24,9 @@ from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, ru
 from workflows import policies
 
 Step = Callable[..., Any]
-CONTROL_SLOTS = 16
+CONTROL_SLOTS_PER_STREAM = 4
+"""A VM in work needs one control slot at a time; other jobs', restores', and pings must never wait behind them."""
+LEAST_CONTROL_SLOTS = 16
 CLEAN_UP_SLOTS = 4
 
 
@@ -35,11 +38,12 @@ async def serve(settings: Settings, name: str) -> None:
     client = await connect(settings, role)
     peers = Peers(settings)
     control, transfers, clean_up = steps(peers, name, streams)
-    pools = [ThreadPoolExecutor(size, role) for size in (CONTROL_SLOTS, streams, CLEAN_UP_SLOTS)]
+    slots = max(LEAST_CONTROL_SLOTS, CONTROL_SLOTS_PER_STREAM * streams)
+    pools = [ThreadPoolExecutor(size, role) for size in (slots, streams, CLEAN_UP_SLOTS)]
     try:
         await run_until_stopped(
             [
-                _worker(client, policies.control_queue(name), control, pools[0], CONTROL_SLOTS),
+                _worker(client, policies.control_queue(name), control, pools[0], slots),
                 _worker(client, policies.streams_queue(name), transfers, pools[1], streams),
                 _worker(client, policies.ACCESS_NODES_QUEUE, clean_up, pools[2], CLEAN_UP_SLOTS),
             ],
@@ -55,7 +59,7 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
     """The steps of the control queue, of the streams, and of the common clean-up queue."""
     node, job = NodeCoordination(peers, name, streams), JobCoordination(peers, name)
     snapshots, transport = Snapshots(peers), Transport(peers)
-    transfers, restores = Transfers(peers), Restores(peers)
+    transfers, restores, into = Transfers(peers), Restores(peers), RestoresInto(peers)
     control: list[Step] = [
         node.ping,
         node.prepare_node,
@@ -78,9 +82,17 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         restores.prepare_restore,
         restores.write_vm_files,
         restores.register_vm,
+        restores.finish_vm,
+        restores.power_on_vm,
         restores.discard_restore,
+        into.prepare_in_place,
+        into.prepare_disk,
+        into.switch_disks,
+        into.remove_old_disks,
+        into.discard_disks,
     ]
-    return control, [transfers.transfer_disk, restores.restore_disk], [snapshots.remove_snapshot]
+    clean_up: list[Step] = [snapshots.remove_snapshot, restores.discard_restore, into.discard_disks]
+    return control, [transfers.transfer_disk, restores.restore_disk], clean_up
 
 
 def _worker(

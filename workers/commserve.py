@@ -10,7 +10,7 @@ from temporalio.worker import Worker
 from activities.commserve import CommServe
 from activities.coordination import JobCoordination
 from activities.peers import Peers
-from activities.restore import RestoreDesk
+from activities.restore_desk import RestoreDesk
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped, sandbox
 from workers.search_attributes import ensure_search_attributes
@@ -34,7 +34,7 @@ async def serve(settings: Settings) -> None:
 
 def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
     """The worker of the queue `commserve`."""
-    steps = CommServe(peers, client)
+    steps, restores = CommServe(peers, client), RestoreDesk(peers)
     # When no access node answers any more, what the job knows is still kept: these need the repository alone.
     unled = JobCoordination(peers, "commserve")
     return Worker(
@@ -51,7 +51,8 @@ def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
             unled.load_page,
             unled.write_reports,
             unled.close_job,
-            RestoreDesk(peers).open_restore,
+            restores.open_restore,
+            restores.open_disk_restore,
         ],
         activity_executor=threads,
         workflow_runner=sandbox(),

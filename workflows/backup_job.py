@@ -17,30 +17,22 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
-    from activities.coordination import JobCoordination
-    from activities.discovery import Discoverer
     from safehaul.messages.job import (
-        BackupJobRequest,
         CloseJobInput,
-        DiscoverInput,
-        Discovery,
-        DistributeInput,
-        JobProgress,
         JobReport,
         JobSettings,
         JobStatus,
         OpenJobInput,
         RecordJobInput,
-        VmProgress,
     )
     from safehaul.messages.ledger import ContinuedJob, JobState
-    from safehaul.messages.plan import (
-        Plan,
-    )
+    from safehaul.messages.progress import JobProgress, NodeProgress, VmProgress
+    from safehaul.messages.requests import BackupJobRequest
     from workflows import policies
     from workflows.coordinator import Coordinator
     from workflows.inputs import parse_input
     from workflows.job_details import job_details
+    from workflows.job_plan import Planner
     from workflows.job_reports import JobReporter
     from workflows.job_signals import Mailbox
     from workflows.ledger import Ledger
@@ -63,7 +55,6 @@ class BackupJob:
         self._status = JobStatus.RUNNING
         self._request = BackupJobRequest(vm_group="?")
         self._settings: JobSettings | None = None
-        self._discovery = Discovery(pages=[], vm_count=0, capacity_bytes=0)
         self._started_at = datetime.fromtimestamp(0, UTC)
 
     @workflow.run
@@ -79,8 +70,7 @@ class BackupJob:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the job's failure
             # Any error: one that escaped would fail this task for ever, with the VMs' snapshots held.
             failure = error
-            self._stage = "stopping the VMs"
-            self._show()
+            self._tell("stopping the VMs")
             await self._runner.stop_everything()
         finally:
             canceller.cancel()
@@ -92,72 +82,21 @@ class BackupJob:
         self._settings = await run_step(
             CommServe.open_job,
             OpenJobInput(request=self._request, job_id=self._job_id, workflow_id=workflow.info().workflow_id),
-            summary=f"Open the job for VM group {self._request.vm_group}",
+            summary=f"Open the job for VM group {self._request.group_name}",
             queue=policies.COMMSERVE_QUEUE,
             policy=policies.COMMSERVE,
         )
         self._coordinator.settings = self._settings
-        for _ in range(policies.COORDINATORS_TRIED):
-            # Step 1
-            self._stage = "choosing a coordinator"
-            await self._coordinator.choose()
-            self._show()
-            if await self._plan_with_coordinator(self._settings):
-                return
-            self._coordinator.leave_out(
-                f"{self._coordinator.name}: stopped answering while the job was planned"
-            )
-        raise ApplicationError(
-            f"{policies.COORDINATORS_TRIED} coordinators in turn stopped answering while the job was planned: "
-            "see the access nodes' workers",
-            type="ConnectionLostError",
-            non_retryable=True,
-        )
-
-    async def _plan_with_coordinator(self, settings: JobSettings) -> bool:
-        """Steps 2 to 5 with the chosen coordinator; False when it stopped answering."""
-        try:
-            # Step 2
-            self._stage = "discovering VMs"
-            self._discovery = await self._coordinator.ask(
-                Discoverer.discover,
-                DiscoverInput(job_id=self._job_id, settings=settings),
-                "Step 2 · discover the VMs",
-            )
-            self._show()
-            # Step 3
-            self._stage = "taking the job's lease"
-            await self._coordinator.take_lease()
-            # Step 4
-            self._stage = "initialising the access nodes"
-            admission = await self._coordinator.initialise_nodes(self._discovery.datastores)
-            # Step 5
-            self._stage = "distributing the VMs"
-            plan: Plan = await self._coordinator.ask(
-                JobCoordination.distribute,
-                DistributeInput(
-                    job_id=self._job_id,
-                    lease=self._coordinator.lease,
-                    settings=settings,
-                    discovery=self._discovery,
-                    nodes=admission.nodes,
-                ),
-                f"Step 5 · distribute {self._discovery.vm_count} VMs ({settings.distribution})",
-            )
-        except ActivityError as error:
-            if not self._coordinator.is_lost(error):
-                raise
-            return False
-        self._ledger.open(admission.nodes, plan)
-        self._runner.fail_at_once([*self._discovery.failed, *plan.unplaceable])
-        return True
+        # Steps 1 to 5
+        await self._planner.plan(self._settings)
 
     async def _run_vms(self, *, reconcile_at_once: bool) -> None:
         """Steps 6 to 16, one BackupVm a VM, as streams become free."""
         reconciler = asyncio.create_task(self._runner.reconcile_for_ever(at_once=reconcile_at_once))
         try:
             while not self._ledger.finished:
-                self._stage = "backing up"
+                await self._planner.follow_successor()
+                self._tell("backing up")
                 await self._runner.hand_out()
                 self._show()
                 # A long history wakes it too: while no VM ends for days, the reconciliation still adds events.
@@ -178,8 +117,7 @@ class BackupJob:
 
     async def _close(self, failure: BaseException | None) -> JobReport:
         """Step 17, whatever happened before it; then the end that the failure calls for."""
-        self._stage = "reporting"
-        self._show()
+        self._tell("reporting")
         cancelled = workflow.cancellation_reason() is not None
         reason = "" if failure is None or cancelled else explain(failure)
         if self._settings is None:
@@ -214,13 +152,13 @@ class BackupJob:
             CloseJobInput(
                 job_id=self._job_id,
                 workflow_id=workflow.info().workflow_id,
-                vm_group=self._request.vm_group,
+                vm_group=self._request.group_name,
                 pages=[],
                 cancelled=cancelled,
                 failure=failure,
                 not_started=self._runner.not_started,
                 left_out=self._coordinator.left_out,
-                noteworthy=self._discovery.noteworthy,
+                noteworthy=self._planner.noteworthy,
                 started_at=self._started_at,
                 distribution=self._settings.distribution,
             ),
@@ -271,9 +209,10 @@ class BackupJob:
         """Where the job stands."""
         return JobProgress(
             job_id=self._job_id,
-            vm_group=self._request.vm_group,
+            vm_group=self._request.group_name,
             status=self._status,
             stage=self._stage,
+            started_at=self._started_at,
             coordinator=self._coordinator.name,
             waiting=self._ledger.waiting,
             running=[
@@ -283,10 +222,17 @@ class BackupJob:
                     node=child.node,
                     child_id=child.child_id,
                     started_at=child.started_at,
+                    capacity_bytes=child.capacity_bytes,
                 )
                 for child in self._ledger.state.running.values()
             ],
+            nodes=[
+                NodeProgress(name=node.name, streams=node.streams, lost=node.lost)
+                for node in self._ledger.state.nodes.values()
+            ],
             totals=self._ledger.state.totals,
+            capacity_bytes=self._ledger.state.capacity_bytes,
+            capacity_ended_bytes=self._ledger.state.capacity_ended_bytes,
             left_out=self._coordinator.left_out,
             recent=self._ledger.state.recent,
             rejected_signals=self._mailbox.rejected,
@@ -299,18 +245,18 @@ class BackupJob:
             state = parse_input(ContinuedJob, raw, more, EXAMPLE).continued
             self._request, self._settings = state.request, state.settings
             self._started_at = state.started_at
-            self._discovery = self._discovery.model_copy(update={"noteworthy": state.noteworthy})
             self._ledger = Ledger(state.ledger)
             self._coordinator.resume(state)
             self._mailbox.resume(state)
             self._assemble()
+            self._planner.noteworthy = state.noteworthy
             return True
         self._request = parse_input(BackupJobRequest, raw, more, EXAMPLE)
         self._assemble()
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
-                policies.VM_GROUP.value_set(self._request.vm_group),
+                policies.VM_GROUP.value_set(self._request.group_name),
                 policies.BACKUP_STATUS.value_set(JobStatus.RUNNING),
             ]
         )
@@ -319,17 +265,21 @@ class BackupJob:
     def _assemble(self) -> None:
         self._runner = VmRunner(self._ledger, self._mailbox, self._coordinator)
         self._reporter = JobReporter(self._ledger, self._mailbox, self._coordinator)
+        self._planner = Planner(
+            self._coordinator, self._ledger, self._runner, self._request.inline_group, self._tell
+        )
         self._mailbox.open(self._ledger)
 
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
+            # With a group that was given whole: a coordinator's successor may have to plan by it again.
             request=self._request,
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,
             left_out=self._coordinator.left_out,
-            noteworthy=self._discovery.noteworthy,
+            noteworthy=self._planner.noteworthy,
             ledger=self._ledger.state,
             inbox=self._mailbox.inbox,
             to_cancel=self._mailbox.to_cancel,
@@ -352,8 +302,12 @@ class BackupJob:
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(status)])
         self._show()
 
+    def _tell(self, stage: str) -> None:
+        self._stage = stage
+        self._show()
+
     def _show(self) -> None:
-        workflow.set_current_details(job_details(self.progress()))
+        workflow.set_current_details(job_details(self.progress(), workflow.info().namespace))
 
     @property
     def _job_id(self) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -41,9 +41,10 @@ with workflow.unsafe.imports_passed_through():
     from workflows import policies
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
+    from workflows.nodes import run_on_node
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
     from workflows.steps import run_step
-    from workflows.vm_report import VmStory
+    from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
 
@@ -54,6 +55,7 @@ class BackupVm:
 
     def __init__(self) -> None:
         self._story = VmStory()
+        self._hold: asyncio.Timeout | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> VmReport:
@@ -62,6 +64,7 @@ class BackupVm:
         self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
         ending = await self._try_until_read()
         report = self._story.end(ending, workflow.now())
+        self._story.tell(report)
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
         await self._ask_for_another_vm(report)
@@ -81,7 +84,8 @@ class BackupVm:
         for tries_left in reversed(range(policies.VM_TRIES)):
             try:
                 await self._back_up()
-            except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the VM's failure
+                # Any error: one that escaped would fail this task for ever, and the job would never hear of the VM.
                 if not tries_left or not self._story.may_begin_anew(error):
                     return error
                 if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
@@ -97,15 +101,15 @@ class BackupVm:
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
         session: BackupSession | None = None
-        ending: FailureError | asyncio.CancelledError | None = None
+        ending: BaseException | None = None
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
             snapshot = await self._create_snapshot(plan)
             self._stop_if_cancelled()
-            session, sealed = await self._read_and_seal(snapshot)
+            session, sealed = await self._while_held(snapshot)
             self._stop_if_cancelled()
-        except (FailureError, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again after the removal
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
@@ -122,31 +126,51 @@ class BackupVm:
         assert sealed is not None
         await self._index(snapshot, session, sealed, removal)
 
+    async def _while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
+        """Steps 8–12, cut off when the snapshot has been held for `max_hold`, whatever they wait for then."""
+        if not workflow.patched("hold-is-limited"):
+            return await self._read_and_seal(snapshot)
+        limit_s = self._input.options.max_hold_s
+        try:
+            async with asyncio.timeout(limit_s) as self._hold:
+                read = await self._read_and_seal(snapshot)
+        except (FailureError, TimeoutError, asyncio.CancelledError) as error:
+            too_long, self._hold = self._held_too_long, None
+            if not too_long or workflow.cancellation_reason() is not None:
+                raise
+            raise ApplicationError(
+                f"the snapshot of VM {self._input.name!r} was held for {limit_s:.0f} s, which is max_hold_s of its "
+                "VM group: it is removed; what was stored serves the next job. See what took so long, or raise "
+                "max_hold_s",
+                type="PolicyError",
+                non_retryable=True,
+            ) from error
+        # Whatever the limit says now, the backup is stored.
+        self._hold = None
+        return read
+
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
         with self._story.step(8, "checking each disk's transport"):
-            transport = await run_step(
+            transport = await run_on_node(
+                self._input.node,
                 Transport.check_transport,
-                CheckTransportInput(vm=self._vm, snapshot=snapshot),
-                queue=self._control,
+                CheckTransportInput(vm=self._vm, snapshot=snapshot, disks=self._input.options.disks),
                 summary="Step 8 · verify the NAS transport, disk by disk",
                 policy=policies.VM_STEP,
             )
         self._story.transport(transport)
         self._stop_if_cancelled()
         if not transport.readable:
-            reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.skipped)
             raise ApplicationError(
-                f"no disk of VM {self._input.name!r} can go through the NAS transport: {reasons or 'no disks'}",
-                type="UnsupportedError",
-                non_retryable=True,
+                nothing_readable(self._input.name, transport), type="UnsupportedError", non_retryable=True
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):
-            downloaded = await run_step(
+            downloaded = await run_on_node(
+                self._input.node,
                 Transport.download_files,
                 DownloadInput(vm=self._vm, snapshot=snapshot),
-                queue=self._control,
                 summary="Step 9 · download the VM's files",
                 policy=policies.VM_STEP,
             )
@@ -154,10 +178,10 @@ class BackupVm:
         self._stop_if_cancelled()
         session = await self._open_backup(snapshot)
         with self._story.step(10, "storing the VM's files"):
-            files = await run_step(
+            files = await run_on_node(
+                self._input.node,
                 Transfers.store_files,
                 StoreFilesInput(vm=self._vm, session=session, files=downloaded),
-                queue=self._control,
                 summary="Step 10 · store the VM's files",
                 policy=policies.VM_STEP,
             )
@@ -167,10 +191,10 @@ class BackupVm:
 
     async def _inspect(self) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
-            inspection = await run_step(
+            inspection = await run_on_node(
+                self._input.node,
                 Snapshots.inspect_vm,
                 InspectInput(vm=self._vm, options=self._input.options),
-                queue=self._control,
                 summary="Before step 6 · record the VM's snapshots, files and debt",
                 policy=policies.VM_STEP,
             )
@@ -180,7 +204,8 @@ class BackupVm:
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
         with self._story.step(6, "making the snapshot"):
-            snapshot = await run_step(
+            snapshot = await run_on_node(
+                self._input.node,
                 Snapshots.create_snapshot,
                 CreateSnapshotInput(
                     vm=self._vm,
@@ -188,7 +213,6 @@ class BackupVm:
                     options=self._input.options,
                     not_before=workflow.info().workflow_start_time,
                 ),
-                queue=self._control,
                 summary="Steps 6–7 · snapshot",
                 policy=policies.SNAPSHOT,
             )
@@ -221,7 +245,8 @@ class BackupVm:
         transfers: list[TransferResult] = []
         for number, disk in enumerate(transport.readable, start=1):
             with self._story.step(11, f"reading {disk.disk.label}"):
-                result = await run_step(
+                result = await run_on_node(
+                    self._input.node,
                     Transfers.transfer_disk,
                     TransferInput(
                         vm=self._vm,
@@ -230,6 +255,7 @@ class BackupVm:
                         transport=disk,
                         options=self._input.options,
                         snapshot_created_at=created_at,
+                        done_before_bytes=sum(item.bytes_capacity for item in transfers),
                     ),
                     queue=policies.streams_queue(self._input.node),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",
@@ -250,10 +276,10 @@ class BackupVm:
     ) -> SealedBackup:
         # Step 12
         with self._story.step(12, "completing the backup"):
-            done = await run_step(
+            done = await run_on_node(
+                self._input.node,
                 Transfers.finish_reading,
                 FinishInput(vm=self._vm, snapshot=snapshot, disks=transport.readable),
-                queue=self._control,
                 summary="Step 12 · compare the source with its start",
                 policy=policies.VM_STEP,
             )
@@ -293,10 +319,10 @@ class BackupVm:
             )
         # Step 14
         with self._story.step(14, "marking the VM completed"):
-            mark = await run_step(
+            mark = await run_on_node(
+                self._input.node,
                 AccessNodeIndexing.mark_completed,
                 MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
-                queue=self._control,
                 summary="Step 14 · mark the VM completed",
                 policy=policies.VM_STEP,
             )
@@ -323,12 +349,12 @@ class BackupVm:
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
-        if workflow.cancellation_reason() is not None:
+        if workflow.cancellation_reason() is not None or self._held_too_long:
             raise asyncio.CancelledError
 
     @property
-    def _control(self) -> str:
-        return policies.control_queue(self._input.node)
+    def _held_too_long(self) -> bool:
+        return self._hold is not None and self._hold.expired()
 
     @property
     def _vm(self) -> VmRef:

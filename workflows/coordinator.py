@@ -21,12 +21,11 @@ with workflow.unsafe.imports_passed_through():
         Lease,
         LeaseInput,
         NodeAnswer,
-        PingAnswer,
-        PingInput,
         PrepareInput,
     )
     from safehaul.messages.ledger import JobState
     from workflows import policies
+    from workflows.nodes import ping
     from workflows.steps import run_step
     from workflows.vm_report import explain
 
@@ -64,7 +63,7 @@ class Coordinator:
 
     async def choose(self) -> None:
         """Step 1: ping every node of the group; the CommServe chooses among those that answer."""
-        settings = self._known
+        settings = self.known_settings
         answers = await asyncio.gather(*(ping(node) for node in settings.access_nodes))
         choice = await run_step(
             CommServe.choose_coordinator,
@@ -92,14 +91,14 @@ class Coordinator:
                 job_id=info.first_execution_run_id,
                 coordinator=self.name,
                 holder=f"{self.name} {info.run_id} {workflow.uuid4()}",
-                settings=self._known,
+                settings=self.known_settings,
             ),
             f"Step 3 · {self.name} takes the job's lease",
         )
 
     async def initialise_nodes(self, datastores: list[str]) -> Admission:
         """Step 4: every node that answered prepares itself; the coordinator admits those that are fit."""
-        settings, job_id = self._known, workflow.info().first_execution_run_id
+        settings, job_id = self.known_settings, workflow.info().first_execution_run_id
         nodes = [node for node in settings.access_nodes if node not in self.silent_nodes]
         outcomes = await asyncio.gather(
             *(
@@ -179,6 +178,10 @@ class Coordinator:
                 return False
             return True
 
+    async def presume_dead(self) -> None:
+        """The coordinator's node does not answer: the next one takes over now, not when it is needed."""
+        await self._replace(self.name)
+
     def leave_out(self, *lines: str) -> None:
         """Remember who does not take part and why, each once."""
         self.left_out = list(dict.fromkeys([*self.left_out, *lines]))
@@ -191,26 +194,10 @@ class Coordinator:
         )
 
     @property
-    def _known(self) -> JobSettings:
+    def known_settings(self) -> JobSettings:
+        """The VM group as it was when the job opened."""
         assert self.settings is not None, "the job has been opened"
         return self.settings
-
-
-async def ping(node: str) -> PingAnswer | None:
-    """A node's sign of life, or None within seconds. Temporal's own list of workers is no proof of life."""
-    try:
-        return await run_step(
-            NodeCoordination.ping,
-            PingInput(node=node),
-            queue=policies.control_queue(node),
-            summary=f"Step 1 · does {node} answer?",
-            policy=policies.PING,
-        )
-    except ActivityError as error:
-        if is_cancelled_exception(error):
-            raise
-        workflow.logger.info("%s does not answer: %s", node, error.cause)
-        return None
 
 
 async def _prepare(prepare: PrepareInput) -> NodeAnswer | str:

@@ -36,5 +36,5 @@ def describe(error: ValidationError) -> str:
     problems = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         field = ".".join(str(part) for part in item["loc"]) or "the input"
-        problems.append(f"{field}: {item['msg']}")
+        problems.append(f"{field}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(problems)

@@ -9,7 +9,6 @@ with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from activities.coordination import JobCoordination
     from safehaul.messages.job import ChildRef, CloseJobInput, JobReport, RecordJobInput, ReportPageInput
-    from safehaul.messages.plan import PlannedVm
     from safehaul.messages.vm import VmReport, VmStatus
     from workflows import policies
     from workflows.coordinator import Coordinator
@@ -107,13 +106,6 @@ def report_of(child: ChildRef, status: VmStatus, reason: str) -> VmReport:
         child_id=child.child_id,
         started_at=child.started_at,
         ended_at=workflow.now(),
-    )
-
-
-def failed_report(vm: PlannedVm, reason: str) -> VmReport:
-    """The report of a VM that was never given to a node."""
-    return VmReport(
-        vc_guid=vm.vc_guid, name=vm.name, status=VmStatus.FAILED, reason=reason, ended_at=workflow.now()
     )
 
 

@@ -13,10 +13,13 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.errors import InvalidInputError
     from safehaul.messages.job import CancelVmRequest, ChildRef, VmFinished
     from safehaul.messages.ledger import JobState
+    from safehaul.messages.plan import PlannedVm
+    from safehaul.messages.vm import VmStatus
     from workflows import policies
     from workflows.inputs import describe
     from workflows.ledger import Ledger
     from workflows.steps import run_step
+    from workflows.vm_report import unstarted_report
 
 MAX_REJECTED = 10
 MAX_INBOX = 100_000
@@ -86,15 +89,31 @@ class Mailbox:
             self._early.append(raw)
             return "the job is only starting: the VM is looked for then"
         try:
-            child = self.find_vm(raw, ledger)
+            vm = self.find_vm(raw, ledger)
         except InvalidInputError as error:
             self.reject(str(error))
             return str(error)
-        self.to_cancel.append(child)
-        return f"VM {child.name!r} is being cancelled"
+        if isinstance(vm, ChildRef):
+            self.to_cancel.append(vm)
+            return f"VM {vm.name!r} is being cancelled"
+        self.nudge()
+        if isinstance(vm, PlannedVm) and not ledger.planning:
+            ledger.withdraw(vm)
+            ledger.record(
+                unstarted_report(vm, VmStatus.CANCELLED, "cancelled before it was started"), vm.capacity_bytes
+            )
+            return f"VM {vm.name!r} is cancelled: it had not been started"
+        wanted = vm if isinstance(vm, str) else vm.vc_guid
+        ledger.unwant(wanted)
+        return (
+            f"no VM named {wanted[:100]!r} runs yet: it is cancelled when its turn comes, if the job has it"
+        )
 
-    def find_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> ChildRef:
-        """The running child that a `cancel_vm` names; InvalidInputError tells what is wrong."""
+    def find_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> ChildRef | PlannedVm | str:
+        """What a `cancel_vm` names: a running child, a VM that waits, or a name that is in no page loaded so far.
+
+        Raises InvalidInputError, which tells what is wrong. Changes nothing.
+        """
         if len(raw) != 1:
             raise InvalidInputError(
                 f'signal cancel_vm: takes one input like {{"vm": "NAME"}}, got {len(raw)}'
@@ -103,12 +122,15 @@ class Mailbox:
             wanted = CancelVmRequest.model_validate(raw[0]).vm
         except ValidationError as error:
             raise InvalidInputError(f"signal cancel_vm: {describe(error)}") from None
-        found = [child for child in ledger.state.running.values() if wanted in (child.vc_guid, child.name)]
+        running = [child for child in ledger.state.running.values() if wanted in (child.vc_guid, child.name)]
+        found: list[ChildRef | PlannedVm] = [*running, *ledger.waiting_like(wanted)]
+        if not found and ledger.next_page() is not None:
+            return wanted
         if not found:
-            raise InvalidInputError(f"signal cancel_vm: no running VM is named {wanted[:100]!r}")
+            raise InvalidInputError(f"signal cancel_vm: no running or waiting VM is named {wanted[:100]!r}")
         if len(found) > 1:
             raise InvalidInputError(
-                f"signal cancel_vm: {len(found)} running VMs are named {wanted[:100]!r}; give the VC.GUID"
+                f"signal cancel_vm: {len(found)} VMs are named {wanted[:100]!r}; give the VC.GUID"
             )
         return found[0]
 

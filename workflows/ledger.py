@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from safehaul.errors import IntegrityError
 from safehaul.messages.job import (
     ChildRef,
     NodeAnswer,
@@ -22,6 +23,7 @@ from safehaul.messages.plan import (
 from safehaul.messages.vm import VmReport
 
 RECENT_REPORTS = 10
+MAX_UNWANTED = 1000
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,28 @@ class Ledger:
 
     def __init__(self, state: LedgerState | None = None) -> None:
         self.state = state or LedgerState()
+        self.planning = False
+        """True while a successor plans anew: what waits must not be changed meanwhile."""
 
-    def open(self, nodes: list[NodeAnswer], plan: Plan) -> None:
-        """Start the accounts from the admitted nodes and the plan."""
+    def open(self, nodes: list[NodeAnswer], plan: Plan, epoch: int = 1) -> None:
+        """Start the accounts from the admitted nodes and the plan, or go on with a successor's.
+
+        A node that was not admitted again counts as lost until it answers; VMs that run go on where they are.
+        """
+        for node in self.state.nodes.values():
+            node.lost, node.credits = True, 0
         for answer in nodes:
+            earlier = self.state.nodes.get(answer.node)
             self.state.nodes[answer.node] = NodeLedger(
                 name=answer.node,
                 streams=answer.streams,
                 credits=answer.streams,
+                asked=earlier is not None and earlier.asked,
                 power=plan.power.get(answer.node, 1.0),
             )
+            self.node_returns(answer.node)
+        self.state.plan_pages = [page for queue in plan.queues for page in queue.pages]
+        self.state.plan_epoch = epoch
         self.state.queues = [
             QueueLedger(node=queue.node, pages=list(queue.pages), unloaded_count=queue.vm_count)
             for queue in plan.queues
@@ -80,15 +94,57 @@ class Ledger:
         return None
 
     def loaded(self, page: str, vms: list[PlannedVm]) -> None:
-        """A page of the plan has come."""
+        """A page of the plan has come. Raises IntegrityError when the last one leaves fewer VMs than were planned.
+
+        Else the job would wait for ever for the VMs that are missing, or end Completed without them.
+        """
         for queue in self.state.queues:
             if queue.pages and queue.pages[0] == page:
                 queue.pages.pop(0)
                 queue.pending.extend(vms)
-                queue.unloaded_count = max(0, queue.unloaded_count - len(vms))
-                if not queue.pages:
-                    queue.unloaded_count = 0
+                queue.unloaded_count -= len(vms)
+                if not queue.pages and queue.unloaded_count:
+                    raise IntegrityError(
+                        f"the pages of the plan hold {abs(queue.unloaded_count)} VMs "
+                        f"{'fewer' if queue.unloaded_count > 0 else 'more'} than were planned (last page {page})"
+                    )
                 return
+
+    def waiting_like(self, wanted: str) -> list[PlannedVm]:
+        """VMs of that name or VC.GUID that wait in the pages loaded so far."""
+        return [vm for queue in self.state.queues for vm in queue.pending if wanted in (vm.vc_guid, vm.name)]
+
+    def withdraw(self, vm: PlannedVm) -> None:
+        """The waiting VM is given to nobody."""
+        for queue in self.state.queues:
+            if vm in queue.pending:
+                queue.pending.remove(vm)
+
+    def taken(self) -> list[str]:
+        """VC.GUIDs of the VMs that run, or have ended and stand in no page of reports yet."""
+        running = [child.vc_guid for child in self.state.running.values()]
+        return [*running, *(report.vc_guid for report in self.state.unwritten)]
+
+    def unwant(self, wanted: str) -> bool:
+        """Remember a VM that may come with a page still to load; False when there is none, or no more room."""
+        if (self.next_page() is None and not self.planning) or len(self.state.unwanted) >= MAX_UNWANTED:
+            return False
+        self.state.unwanted.append(wanted)
+        return True
+
+    def withdraw_unwanted(self) -> list[PlannedVm]:
+        """Take out the loaded VMs that had been cancelled before their page came."""
+        if not self.state.unwanted:
+            return []
+        found = [vm for wanted in self.state.unwanted for vm in self.waiting_like(wanted)]
+        for vm in found:
+            self.withdraw(vm)
+        self.state.unwanted = [
+            wanted
+            for wanted in self.state.unwanted
+            if not any(wanted in (vm.vc_guid, vm.name) for vm in found)
+        ]
+        return found
 
     def gifts(self) -> list[Gift]:
         """Give VMs to free streams; credits are taken.
@@ -119,13 +175,14 @@ class Ledger:
         child = self.state.running.pop(child_id, None)
         if child is None:
             return None
-        self.record(report)
+        self.record(report, child.capacity_bytes)
         if request is not None and request.node == child.node:
             self.node_answers(child.node, asked=True)
         return child
 
-    def record(self, report: VmReport) -> None:
-        """Count a VM's end and keep its report until it is durable."""
+    def record(self, report: VmReport, capacity_bytes: int = 0) -> None:
+        """Count a VM's end and keep its report until it is durable; `capacity_bytes` is the plan's."""
+        self.state.capacity_ended_bytes += capacity_bytes
         self.state.totals = self.state.totals.plus(report)
         self.state.unwritten.append(report)
         self.state.recent = [*self.state.recent, report][-RECENT_REPORTS:]

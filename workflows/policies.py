@@ -65,6 +65,8 @@ SEARCH_ATTRIBUTES = (JOB_ID, VM_NAME, VC_GUID, VM_GROUP, ACCESS_NODE, BACKUP_STA
 # A node's slots are counted by the job's ledger, so a task that nobody takes means that the node is dead, not
 # busy. Half a minute is longer than any restart of a worker that a service manager does by itself.
 NODE_SILENT_AFTER = timedelta(seconds=30)
+# A node that is busy with another job is asked again, later and later: each time costs a few events of history.
+BUSY_NODE_ASKED_EVERY = timedelta(minutes=10)
 # Pings are answered at once or not at all; ten seconds keep the start of a job short when nodes are down.
 PING_WITHIN = timedelta(seconds=10)
 # Heartbeats are sent every few seconds (the workers lower the throttle): four missed ones mean dead.
@@ -183,9 +185,17 @@ ASK = StepPolicy(
     start_to_close=PING_WITHIN,
     retry=_ONCE,
 )
+# What a failed restore leaves must go, also when vCenter or the filer is away for a while; then a human is told.
+DISCARD = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=30),
+    schedule_to_close=timedelta(hours=1),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+)
 # A restored disk is written, read back and compared; a try begins the disk again.
 RESTORE_DISK = StepPolicy(
-    schedule_to_start=timedelta(hours=1),
+    schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(hours=24),
     heartbeat=HEARTBEAT,
     retry=_SOON,

@@ -1,4 +1,4 @@
-"""RestoreVm: a backup becomes a new VM on a NAS datastore, powered off, under another name and identity."""
+"""RestoreVm: a backup becomes a new VM on a NAS datastore, or goes over its own VM as new disks."""
 
 from __future__ import annotations
 
@@ -6,157 +6,134 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.restore import RestoreDesk, Restores
+    from activities.restore import Restores
+    from activities.restore_desk import RestoreDesk
+    from activities.restore_into import RestoresInto
     from safehaul.messages.restore import (
         OpenRestoreInput,
-        RestoredDisk,
-        RestoreDiskInput,
+        RestoreKind,
         RestorePlan,
+        RestoreProgress,
         RestoreRef,
         RestoreReport,
-        RestoreSettings,
         RestoreStep,
         RestoreVmRequest,
     )
-    from workflows import policies
-    from workflows.coordinator import ping
     from workflows.inputs import parse_input
-    from workflows.snapshot_guard import uninterrupted
-    from workflows.steps import run_step
-    from workflows.vm_report import explain, table_cell
+    from workflows.restore_story import (
+        RESTORE_ERRORS,
+        RestoreStory,
+        control_step,
+        discard,
+        open_with,
+        power_on,
+        stop_if_cancelled,
+        write_disks,
+    )
+    from workflows.vm_report import explain
 
-EXAMPLE = '{"backup": "VC.GUID/TIME-ID", "name": "web-1 restored", "datastore": "nfs-gold"}'
+EXAMPLE = (
+    '{"backup": "VC.GUID/TIME-ID", "name": "web-1 restored", "datastore": "nfs-gold"} or '
+    '{"backup": "VC.GUID/TIME-ID", "in_place": true, "confirm": "web-1"}'
+)
 
 
 @workflow.defn(name="RestoreVm")
 class RestoreVm:
-    """Restores one VM as a new one; refuses to overwrite anything."""
+    """Restores one VM; nothing is overwritten: in place, too, the new disks are new files beside the old ones."""
+
+    def __init__(self) -> None:
+        self._story: RestoreStory | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> RestoreReport:
-        """Plans, writes and compares each disk, writes the VM's files, registers the VM in vCenter."""
+        """Checks, writes and compares each disk, commits; until then every failure and cancel undoes all of it."""
         request = parse_input(RestoreVmRequest, raw, more, EXAMPLE)
-        started_at = workflow.now()
-        settings = await run_step(
-            RestoreDesk.open_restore,
-            OpenRestoreInput(request=request),
-            summary=f"Open the restore of {request.backup}",
-            queue=policies.COMMSERVE_QUEUE,
-            policy=policies.COMMSERVE,
-        )
-        workflow.upsert_search_attributes(
-            [
-                policies.VM_NAME.value_set(settings.name),
-                policies.VC_GUID.value_set(settings.vc_guid),
-                policies.BACKUP_STATUS.value_set("Restoring"),
-            ]
-        )
-        ref = RestoreRef(
-            settings=settings,
-            node=await _answering_node(settings),
-            owner=workflow.info().first_execution_run_id,
-        )
+        kind = RestoreKind.IN_PLACE if request.in_place else RestoreKind.NEW_VM
+        story = self._story = RestoreStory(kind)
+        story.begin(request.backup, request.name or request.confirm)
         try:
-            plan = await self._prepare(ref)
-            disks = await self._write_disks(ref, plan)
-            moref = await self._finish(ref, plan)
-        except (ActivityError, ApplicationError, asyncio.CancelledError) as error:
-            await uninterrupted(_discard(ref))
-            workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set("RestoreFailed")])
-            if workflow.cancellation_reason() is not None:
-                raise asyncio.CancelledError from error
-            raise ApplicationError(explain(error), type="RestoreFailed", non_retryable=True) from error
-        workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set("Restored")])
-        return RestoreReport(
-            backup=request.backup,
-            name=settings.name,
-            moref=moref,
-            directory=plan.directory,
-            disks=disks,
-            missing_disks=plan.missing_disks,
-            warnings=plan.warnings,
-            started_at=started_at,
-            ended_at=workflow.now(),
-        )
-
-    async def _prepare(self, ref: RestoreRef) -> RestorePlan:
-        plan = await run_step(
-            Restores.prepare_restore,
-            ref,
-            queue=policies.control_queue(ref.node),
-            summary="Check the target and make the new VM's directory",
-            policy=policies.VM_STEP,
-        )
-        _stop_if_cancelled()
-        return plan
-
-    async def _write_disks(self, ref: RestoreRef, plan: RestorePlan) -> list[RestoredDisk]:
-        disks: list[RestoredDisk] = []
-        for number, disk in enumerate(plan.disks, start=1):
-            workflow.set_current_details(
-                f"Restoring **{table_cell(ref.settings.name)}** on `{ref.node}`: "
-                f"{table_cell(disk.label)} ({number} of {len(plan.disks)})"
+            ref = await open_with(
+                RestoreDesk.open_restore,
+                OpenRestoreInput(request=request),
+                f"Open the restore of {request.backup}",
             )
-            disks.append(
-                await run_step(
-                    Restores.restore_disk,
-                    RestoreDiskInput(ref=ref, plan=plan, disk=disk),
-                    queue=policies.streams_queue(ref.node),
-                    summary=f"Write and compare {disk.label} ({number} of {len(plan.disks)})",
-                    policy=policies.RESTORE_DISK,
-                )
+            story.opened(ref)
+            if kind is RestoreKind.IN_PLACE:
+                await self._over_itself(story, ref)
+            else:
+                await self._as_new_vm(story, ref)
+        except RESTORE_ERRORS as error:
+            raise story.failure(error) from error
+        return story.report()
+
+    @workflow.query(name="progress")
+    def progress(self) -> RestoreProgress:
+        """Where the restore stands."""
+        return self._story.progress if self._story is not None else RestoreProgress()
+
+    async def _as_new_vm(self, story: RestoreStory, ref: RestoreRef) -> None:
+        plan: RestorePlan | None = None
+        try:
+            plan = await control_step(
+                ref, Restores.prepare_restore, ref, "Check the target and make the new VM's directory"
             )
-            _stop_if_cancelled()
-        return disks
+            story.planned(plan)
+            stop_if_cancelled()
+            await write_disks(story, ref, plan)
+            step = RestoreStep(ref=ref, plan=plan)
+            story.stage("registering")
+            await control_step(
+                ref, Restores.write_vm_files, step, "Write the new VM's .vmx and its other files"
+            )
+            stop_if_cancelled()
+            await control_step(ref, Restores.register_vm, step, "Register the VM in vCenter, powered off")
+            stop_if_cancelled()
+            vm = await control_step(
+                ref, Restores.finish_vm, step, "Put the VM's cards on their networks; the restore is whole"
+            )
+        except RESTORE_ERRORS:
+            await discard(story, ref, plan, Restores.discard_restore)
+            raise
+        story.committed(vm)
+        if ref.settings.power_on:
+            await power_on(story, ref, vm.moref)
 
-    async def _finish(self, ref: RestoreRef, plan: RestorePlan) -> str:
-        await run_step(
-            Restores.write_vm_files,
-            RestoreStep(ref=ref, plan=plan),
-            queue=policies.control_queue(ref.node),
-            summary="Write the new VM's .vmx and its other files",
-            policy=policies.VM_STEP,
+    async def _over_itself(self, story: RestoreStory, ref: RestoreRef) -> None:
+        plan = await control_step(
+            ref, RestoresInto.prepare_in_place, ref, "Check that the VM may get new disks"
         )
-        _stop_if_cancelled()
-        registered = await run_step(
-            Restores.register_vm,
-            RestoreStep(ref=ref, plan=plan),
-            queue=policies.control_queue(ref.node),
-            summary="Register the VM in vCenter, powered off",
-            policy=policies.VM_STEP,
-        )
-        return registered.moref
+        story.planned(plan)
+        step = RestoreStep(ref=ref, plan=plan)
+        try:
+            stop_if_cancelled()
+            await write_disks(story, ref, plan)
+            story.stage("giving the VM its new disks")
+            vm = await control_step(
+                ref, RestoresInto.switch_disks, step, "Give the VM its new disks; the old ones stay as files"
+            )
+        except RESTORE_ERRORS:
+            await discard(story, ref, plan, RestoresInto.discard_disks)
+            raise
+        story.committed(vm)
+        if ref.settings.delete_old_disks:
+            await self._delete_old_disks(story, step)
+        if ref.settings.power_on:
+            await power_on(story, ref, vm.moref)
 
-
-async def _answering_node(settings: RestoreSettings) -> str:
-    for node in settings.access_nodes:
-        if await ping(node) is not None:
-            return node
-    raise ApplicationError(
-        f"no access node answers (asked: {', '.join(settings.access_nodes)}): start their workers with "
-        "`safehaul worker access-node NAME`",
-        type="PolicyError",
-        non_retryable=True,
-    )
-
-
-async def _discard(ref: RestoreRef) -> None:
-    """Remove what this restore made; a failure of that is told by the directory's own marker file."""
-    try:
-        await run_step(
-            Restores.discard_restore,
-            ref,
-            queue=policies.control_queue(ref.node),
-            summary="Remove what was written",
-            policy=policies.VM_STEP,
-        )
-    except ActivityError as error:
-        workflow.logger.warning("the directory of %s is left behind: %s", ref.settings.name, explain(error))
-
-
-def _stop_if_cancelled() -> None:
-    if workflow.cancellation_reason() is not None:
-        raise asyncio.CancelledError
+    async def _delete_old_disks(self, story: RestoreStory, step: RestoreStep) -> None:
+        if workflow.cancellation_reason() is not None:
+            story.undone("it was cancelled when it was whole: the old disks were not deleted")
+            return
+        story.stage("deleting the old disks")
+        try:
+            old = await control_step(
+                step.ref, RestoresInto.remove_old_disks, step, "Delete the disks that were replaced"
+            )
+        except (ActivityError, asyncio.CancelledError) as error:
+            story.undone(f"the old disks were not all deleted: {explain(error)}")
+        else:
+            story.old_disks(old.disks)

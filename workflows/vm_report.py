@@ -20,6 +20,7 @@ from temporalio.exceptions import TimeoutError as StepTimeout
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.errors import SnapshotLostError, VmMovedError
+    from safehaul.messages.plan import PlannedVm
     from safehaul.messages.steps import (
         DownloadedFiles,
         IndexWritten,
@@ -37,6 +38,10 @@ with workflow.unsafe.imports_passed_through():
         VmReport,
         VmStatus,
     )
+    from workflows.markdown import cell as table_cell
+    from workflows.vm_details import VmScene, vm_details
+
+__all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 
 MAX_WARNINGS = 50
 # Of skipped files the first ones stand in the VM's reason; all are in its report and in the manifest.
@@ -64,6 +69,14 @@ def explain(error: BaseException) -> str:
     return str(reason) or type(reason).__name__
 
 
+def nothing_readable(vm_name: str, transport: TransportReport) -> str:
+    """Why no disk of a VM can be backed up: they cannot go, or the VM group wants none of those that could."""
+    reasons = "; ".join(f"{item.disk.label}: {item.reason}" for item in transport.disks)
+    if transport.deselected and not transport.skipped:
+        return f"the VM group's disk filters leave none of the disks of VM {vm_name!r}: {reasons}"
+    return f"no disk of VM {vm_name!r} can go through the NAS transport: {reasons or 'no disks'}"
+
+
 class VmStory:
     """Collects what happened to one VM; pure, but for the markdown shown in the web UI."""
 
@@ -82,6 +95,8 @@ class VmStory:
         self._removal: Removal | None = None
         self._backup_id = ""
         self._indexed = False
+        self._read: set[int] = set()
+        self._report: VmReport | None = None
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -151,6 +166,7 @@ class VmStory:
 
     def transferred(self, result: TransferResult) -> None:
         """A disk of step 11 is done."""
+        self._read.add(result.disk_key)
         self._disks[result.disk_key] = self._disks[result.disk_key].model_copy(
             update={
                 "bytes_read": result.bytes_read,
@@ -196,12 +212,18 @@ class VmStory:
             skipped_files=self.skipped_files,
             warnings=self.warnings,
             step_seconds=self._seconds,
-            bytes_capacity=sum(disk.bytes_capacity for disk in disks),
+            bytes_capacity=sum(disk.bytes_capacity for disk in disks if disk.transport != "deselected"),
             bytes_read=sum(disk.bytes_read for disk in disks),
             bytes_stored=sum(disk.bytes_stored for disk in disks),
             started_at=self._started_at,
             ended_at=now,
         )
+
+    def tell(self, report: VmReport) -> None:
+        """The end, for those who look in the web UI."""
+        self._report = report
+        self._stage = "done"
+        self._show()
 
     def progress(self) -> VmProgressDetail:
         """Answer of the query `progress`."""
@@ -212,13 +234,14 @@ class VmStory:
             step=self._step,
             stage=self._stage,
             snapshot_moref=self._snapshot_moref,
-            disks_done=sum(disk.seconds > 0 for disk in self._disks.values()),
+            disks_done=len(self._read),
             disks=len(self._disks),
         )
 
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
         if ending is None:
-            skipped = [disk for disk in self._disks.values() if disk.transport != "nas"]
+            # A disk that the VM group does not want is told among the disks, and lacks nobody.
+            skipped = [disk for disk in self._disks.values() if disk.transport not in ("nas", "deselected")]
             reasons = [f"{disk.label}: {disk.reason}" for disk in skipped]
             reasons += [f"{file.path}: {file.reason}" for file in self.skipped_files[:MAX_REASONS]]
             if len(self.skipped_files) > MAX_REASONS:
@@ -240,20 +263,31 @@ class VmStory:
 
     def _show(self) -> None:
         assert self._vm is not None
-        lines = [
-            f"**{table_cell(self._vm.name)}** on `{self._vm.node}` — step {self._step}: {self._stage}",
-            "",
-            "| disk | transport | read | stored |",
-            "|---|---|---:|---:|",
-        ]
-        lines += [
-            f"| {table_cell(disk.label)} | {disk.transport} {table_cell(disk.reason)} | {disk.bytes_read:,} |"
-            f" {disk.bytes_stored:,} |"
-            for disk in self._disks.values()
-        ]
-        workflow.set_current_details("\n".join(lines))
+        workflow.set_current_details(
+            vm_details(
+                VmScene(
+                    name=self._vm.name,
+                    node=self._vm.node,
+                    step=self._step,
+                    stage=self._stage,
+                    snapshot=self._snapshot_text(),
+                    disks=list(self._disks.values()),
+                    read=frozenset(self._read),
+                    seconds=self._seconds,
+                    warnings=self.warnings,
+                    report=self._report,
+                )
+            )
+        )
+
+    def _snapshot_text(self) -> str:
+        if self._removal is not None and self._removal.pending:
+            return f"`{self._snapshot_moref}`: its removal is pending: {table_cell(self._removal.reason)}"
+        if not self._snapshot_moref:
+            return ""
+        return f"`{self._snapshot_moref}`: {'held' if self._removal is None else 'removed'}"
 
 
-def table_cell(text: str) -> str:
-    """Untrusted text inside a markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("`", "'")[:200]
+def unstarted_report(vm: PlannedVm, status: VmStatus, reason: str) -> VmReport:
+    """The report of a VM that was never given to a node."""
+    return VmReport(vc_guid=vm.vc_guid, name=vm.name, status=status, reason=reason, ended_at=workflow.now())

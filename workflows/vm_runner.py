@@ -34,13 +34,14 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.steps import RemovalInput, VmRef
     from safehaul.messages.vm import BackupVmInput, VmStatus
     from workflows import policies
-    from workflows.coordinator import Coordinator, ping
-    from workflows.job_reports import failed_report, report_of
+    from workflows.coordinator import Coordinator
+    from workflows.job_reports import report_of
     from workflows.job_signals import Mailbox
     from workflows.ledger import Gift, Ledger
+    from workflows.nodes import ping
     from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
     from workflows.steps import run_step, shown
-    from workflows.vm_report import explain
+    from workflows.vm_report import explain, unstarted_report
 
 
 class VmRunner:
@@ -51,6 +52,8 @@ class VmRunner:
         self._mailbox = mailbox
         self._coordinator = coordinator
         self._stuck_since: float | None = None
+        self.coordinator_lost = False
+        """True when the coordinator's node was found not to answer."""
         self.not_started = 0
         """VMs that no node had been given when the job was stopped."""
 
@@ -87,7 +90,9 @@ class VmRunner:
         if at_once:
             await self._reconcile_children()
         while True:
-            await workflow.sleep(policies.RECONCILE_EVERY)
+            await workflow.sleep(
+                policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
+            )
             await self._reconcile_children()
             await self._look_for_lost_nodes()
 
@@ -124,6 +129,7 @@ class VmRunner:
             name=vm.name,
             moref=vm.moref,
             node=gift.node,
+            capacity_bytes=vm.capacity_bytes,
             given_by=gift.given_by,
             started_at=workflow.now(),
         )
@@ -244,6 +250,7 @@ class VmRunner:
             self._lose(node)
 
     def _lose(self, node: str) -> None:
+        self.coordinator_lost = self.coordinator_lost or node == self._coordinator.name
         if not self._ledger.state.nodes[node].lost:
             self._coordinator.leave_out(f"{node}: stopped answering")
         self._ledger.node_lost(node)
@@ -303,6 +310,8 @@ class VmRunner:
 
     async def _give_up_waiting(self) -> None:
         """The nodes did not come back: what only they could take is Failed."""
+        if self._ledger.planning:
+            return
         while (page := self._ledger.next_page()) is not None:
             await self._load(page)
         for vm in self._ledger.unservable():
@@ -314,12 +323,15 @@ class VmRunner:
         loaded = await self._coordinator.ask_surely(
             JobCoordination.load_page,
             lambda: PageInput(job_id=self._job_id, media_agent=self._settings.media_agent, name=page),
-            f"Load the plan's {page}",
+            f"Load a page of the plan ({self._ledger.waiting} VMs wait)",
         )
         self._ledger.loaded(page, loaded.vms)
+        for vm in self._ledger.withdraw_unwanted():
+            reason = "cancelled before it was started"
+            self._ledger.record(unstarted_report(vm, VmStatus.CANCELLED, reason), vm.capacity_bytes)
 
     def _fail(self, vm: PlannedVm, reason: str) -> None:
-        self._ledger.record(failed_report(vm, reason))
+        self._ledger.record(unstarted_report(vm, VmStatus.FAILED, reason), vm.capacity_bytes)
 
     @property
     def _settings(self) -> JobSettings:

@@ -27,6 +27,7 @@ from lab.esx.objects import (
     FrozenFile,
     Hardware,
     Host,
+    Labels,
     Layout,
     LayoutDisk,
     LayoutFile,
@@ -50,6 +51,7 @@ __all__ = [
     "DirectoryEntry",
     "Disk",
     "DiskMode",
+    "EditNic",
     "Event",
     "Fault",
     "FaultRule",
@@ -59,6 +61,7 @@ __all__ = [
     "FrozenRecord",
     "Hardware",
     "Host",
+    "Labels",
     "Layout",
     "LayoutDisk",
     "LayoutFile",
@@ -133,7 +136,10 @@ class TaskStarted(Model):
 
 
 class Event(Model):
-    """Something happened. `type`: vm-registered, snapshot-created, task-completed, … `id` only grows."""
+    """Something happened. `type`: vm-registered, snapshot-created, task-completed, … `id` only grows.
+
+    `other` and `mac` are set on vm-mac-conflict: the other VM's moref, and the address.
+    """
 
     id: int
     time: datetime
@@ -143,6 +149,8 @@ class Event(Model):
     user: str
     message: str
     task: str | None = None
+    other: str | None = None
+    mac: str | None = None
 
 
 class FaultRule(Model):
@@ -221,6 +229,9 @@ class State(Model):
     instance_uuid: str
     last_event: int
     datacenter: Datacenter
+    """The first one."""
+    other_datacenters: list[Datacenter] = Field(default_factory=list)
+    labels: Labels = Field(default_factory=Labels)
     clusters: list[Cluster]
     hosts: list[Host]
     networks: list[Network]
@@ -233,6 +244,26 @@ class State(Model):
     task_ids: list[str]
     fault_rules: list[FaultRule]
     violations: list[Violation]
+
+    @property
+    def datacenters(self) -> list[Datacenter]:
+        """All datacentres."""
+        return [self.datacenter, *self.other_datacenters]
+
+    def datacenter_of(self, cluster: str) -> Datacenter:
+        """The datacentre of a cluster."""
+        parents = {each.moref: each.parent for each in self.clusters}
+        return next(
+            (each for each in self.datacenters if each.host_folder == parents.get(cluster)), self.datacenter
+        )
+
+    def datastores_in(self, datacenter: Datacenter) -> list[Datastore]:
+        """The datastores that the datacentre's hosts mount."""
+        return [
+            each
+            for each in self.datastores
+            if (each.folder or self.datacenter.datastore_folder) == datacenter.datastore_folder
+        ]
 
 
 class DirectoryEntry(Model):
@@ -253,6 +284,14 @@ class AddDisk(Model):
     mode: DiskMode = "persistent"
 
 
+class EditNic(Model):
+    """Change a network card; None means unchanged. `network` is a moref."""
+
+    key: int
+    network: str | None = None
+    connected: bool | None = None
+
+
 class ReconfigSpec(Model):
     """What to change; None and empty mean unchanged. An `extra_config` value of "" removes the key."""
 
@@ -263,6 +302,7 @@ class ReconfigSpec(Model):
     add_disks: list[AddDisk] = Field(default_factory=list)
     remove_disks: list[int] = Field(default_factory=list)
     delete_files: bool = False
+    edit_nics: list[EditNic] = Field(default_factory=list)
     num_cpu: int | None = Field(default=None, ge=1, le=768)
     memory_mb: int | None = Field(default=None, ge=4)
 

@@ -1,15 +1,22 @@
-"""Reconfigure a VM: annotation, settings, and disks that are attached or taken off."""
+"""Reconfigure a VM: annotation, settings, network cards, and disks that are attached or taken off."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from lab.esx.api import AddDisk, Backing, Disk, ReconfigSpec, Vm
 from lab.esx.cowd import CowdError
 from lab.esx.descriptor import NO_PARENT, RDM_TYPES, DescriptorError, read_descriptor
+from lab.esx.network_cards import edit_cards
 from lab.esx.objects import SECTOR_BYTES, Controller
 from lab.esx.paths import HostError, sibling, split
 from lab.esx.snapshots import refresh_home
 from lab.esx.tasks import TaskContext
 from lab.esx.world import World, now
+
+T = TypeVar("T")
 
 MAX_CHAIN = 34
 _FIRST_DISK_KEY = 2000
@@ -23,6 +30,7 @@ def reconfigure(context: TaskContext) -> None:
     world = context.world
     runtime = context.runtime(context.text("vm"))
     spec = ReconfigSpec.model_validate(context.arguments.get("spec"))
+    await_files(world, lambda: [read_chain(world, wanted.path) for wanted in spec.add_disks])
     context.spend(0.9, 80)
     context.no_return()
     with runtime.lock:
@@ -37,6 +45,7 @@ def reconfigure(context: TaskContext) -> None:
                 vm.change_tracking_enabled = spec.change_tracking_enabled
             merged = vm.extra_config | spec.extra_config
             vm.extra_config = {key: value for key, value in merged.items() if value}
+            edit_cards(world, vm, spec.edit_nics)
             for key in spec.remove_disks:
                 removed.append(take_off(vm, key))
                 runtime.flush_top(key)
@@ -54,6 +63,18 @@ def reconfigure(context: TaskContext) -> None:
         with runtime.edit() as vm:
             vm.discarded = []
     world.event("vm-reconfigured", runtime.vm, context.user, "the VM was reconfigured", context.id)
+
+
+def await_files(world: World, look: Callable[[], T]) -> T:
+    """What `look` finds, once the files that it needs are in the datastore (see `Settings.files_within_s`)."""
+    deadline = time.monotonic() + world.site.settings.files_within_s
+    while True:
+        try:
+            return look()
+        except HostError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _check_cbt(vm: Vm, spec: ReconfigSpec) -> None:

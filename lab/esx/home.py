@@ -9,7 +9,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from lab.esx.api import Disk, Snapshot, Vm
+from lab.esx.api import Disk, Network, Snapshot, Vm
+from lab.esx.network_cards import card_values
 from lab.esx.paths import name_of, sibling, split
 from lab.esx.world import World, now
 
@@ -45,8 +46,8 @@ def append_log(world: World, vm: Vm, message: str) -> None:
         file.write(f"{now().isoformat(timespec='milliseconds')} {message}\n")
 
 
-def vmx_values(vm: Vm, networks: dict[str, str]) -> dict[str, str]:
-    """What the `.vmx` says. `networks`: moref → name."""
+def vmx_values(vm: Vm, networks: dict[str, Network]) -> dict[str, str]:
+    """What the `.vmx` says. `networks`: by moref."""
     hardware = vm.hardware
     values = {
         ".encoding": "UTF-8",
@@ -75,14 +76,7 @@ def vmx_values(vm: Vm, networks: dict[str, str]) -> dict[str, str]:
     for disk in hardware.disks:
         values |= _disk_values(vm, disk, f"scsi{buses[disk.controller_key]}:{disk.unit_number}")
     for number, nic in enumerate(hardware.nics):
-        values |= {
-            f"ethernet{number}.present": "TRUE",
-            f"ethernet{number}.virtualDev": "vmxnet3",
-            f"ethernet{number}.networkName": networks.get(nic.network, nic.network),
-            f"ethernet{number}.addressType": "vpx",
-            f"ethernet{number}.generatedAddress": nic.mac_address,
-            f"ethernet{number}.startConnected": "TRUE" if nic.connected else "FALSE",
-        }
+        values |= card_values(number, nic, networks)
     return values | vm.extra_config
 
 
@@ -172,14 +166,14 @@ def _vmware_uuid(uuid: str) -> str:
     return " ".join(pairs[:8]) + "-" + " ".join(pairs[8:])
 
 
-def _vmsn(vm: Vm, snapshot: Snapshot, networks: dict[str, str]) -> bytes:
+def _vmsn(vm: Vm, snapshot: Snapshot, networks: dict[str, Network]) -> bytes:
     """A snapshot's data: a four-byte magic and the configuration. The lab stores no memory."""
     config = vm.model_copy(update={"hardware": snapshot.hardware, "annotation": snapshot.annotation})
     return b"\xd2\xbe\xd2\xbe" + bytes(28) + render_lines(vmx_values(config, networks))
 
 
-def _networks(world: World) -> dict[str, str]:
-    return {network.moref: network.name for network in world.site.networks}
+def _networks(world: World) -> dict[str, Network]:
+    return {network.moref: network for network in world.site.networks}
 
 
 def _home_file(vm: Vm, suffix: str) -> str:

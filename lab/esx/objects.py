@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from lab.guests.pattern import GuestDisk
 
 SECTOR_BYTES = 512
+# The lab has one distributed switch at most; the form is vSphere's.
+SWITCH_UUID = "50 2c 51 5a 4c 41 42 00-11 22 33 44 55 66 77 88"
 
 
 class Model(BaseModel):
@@ -49,18 +51,57 @@ class Datacenter(Model):
     network_folder: str
 
 
+class Pool(Model):
+    """A resource pool below a cluster's root pool, or below another one."""
+
+    moref: str
+    name: str
+    parent: str
+
+
 class Cluster(Model):
-    """A cluster: its hosts and its root resource pool (morefs)."""
+    """A cluster: its hosts, its root resource pool (morefs), and the pools below that."""
 
     moref: str
     name: str
     parent: str
     resource_pool: str
     hosts: list[str]
+    pools: list[Pool] = Field(default_factory=list)
+
+
+class CustomField(Model):
+    """A custom attribute of VMs."""
+
+    key: int
+    name: str
+
+
+class TagCategory(Model):
+    """A category of tags; ids are vCenter's URNs."""
+
+    id: str
+    name: str
+
+
+class Tag(Model):
+    """A tag. Its name is unique in its category."""
+
+    id: str
+    name: str
+    category_id: str
+
+
+class Labels(Model):
+    """What people hang on VMs: the definitions of custom attributes and tags."""
+
+    fields: list[CustomField] = Field(default_factory=list)
+    categories: list[TagCategory] = Field(default_factory=list)
+    tags: list[Tag] = Field(default_factory=list)
 
 
 class Host(Model):
-    """An ESXi host. All hosts mount all datastores."""
+    """An ESXi host. It mounts all datastores of its datacentre."""
 
     moref: str
     name: str
@@ -70,10 +111,11 @@ class Host(Model):
 
 
 class Network(Model):
-    """A port group."""
+    """A port group. `switch`: the UUID of its distributed switch; empty on a standard one."""
 
     moref: str
     name: str
+    switch: str = ""
 
 
 class Datastore(Model):
@@ -84,6 +126,8 @@ class Datastore(Model):
 
     moref: str
     name: str
+    folder: str = ""
+    """Moref of the datacentre's datastore folder; empty for the first datacentre's."""
     type: Literal["NFS", "NFS41", "VMFS"]
     remote_host: str = ""
     remote_hosts: list[str] = Field(default_factory=list)
@@ -149,12 +193,18 @@ class Controller(Model):
 
 
 class Nic(Model):
-    """A network card; `network` is a port group's moref."""
+    """A network card; `network` is a port group's moref, empty when the hosts have none of `network_name`.
+
+    `connected`: at power on. `address_checked`: whether ESXi refuses a static address outside its range.
+    """
 
     key: int
     label: str
     network: str
+    network_name: str = ""
     mac_address: str
+    address_type: Literal["assigned", "generated", "manual"] = "assigned"
+    address_checked: bool = True
     connected: bool = True
 
 
@@ -255,6 +305,10 @@ class Vm(Model):
         "connected"
     )
     template: bool = False
+    tags: list[str] = Field(default_factory=list)
+    """Ids of tags."""
+    attributes: dict[int, str] = Field(default_factory=dict)
+    """Values of custom attributes by their key."""
     annotation: str = ""
     change_tracking_enabled: bool = False
     change_version: str

@@ -7,12 +7,14 @@ import uuid
 import zlib
 from pathlib import Path
 
-from lab.esx.api import Cluster, Datacenter, Datastore, Folder, Host, Network
+from lab.esx.api import Datastore, Folder, Network
 from lab.esx.disk_files import DiskMaker
 from lab.esx.home import make_home
 from lab.esx.hosts import hash_password
-from lab.esx.objects import Controller, Hardware, Nic, Vm
+from lab.esx.labels import attribute_values, labels, tag_ids
+from lab.esx.objects import SWITCH_UUID, Controller, Hardware, Nic, Vm
 from lab.esx.paths import join
+from lab.esx.places import add_folders, clusters, datacenters, place_of, root_folders
 from lab.esx.runtime import VmRuntime
 from lab.esx.snapshots import refresh_home, take_snapshot
 from lab.esx.spec import DatastoreSpec, Site, VmSpec
@@ -38,13 +40,19 @@ def provision(site: Site, state_dir: Path) -> None:
 
 
 def _check(site: Site) -> None:
+    homes = {"", site.datacenter, *(each.name for each in site.more_datacenters)}
+    placed: list[DatastoreSpec | VmSpec] = [*site.datastores, *site.vms]
+    for item in placed:
+        if item.datacenter not in homes:
+            message = f"{item.name!r} is in datacentre {item.datacenter!r}, which the site does not have"
+            raise ValueError(message)
     names = {datastore.name for datastore in site.datastores}
     for vm in site.vms:
         unknown = {vm.datastore, *(disk.datastore or vm.datastore for disk in vm.disks)} - names
         if unknown:
             message = f"VM {vm.name!r} is on datastores that the site does not have: {sorted(unknown)}"
             raise ValueError(message)
-    places = [(vm.folder, vm.name) for vm in site.vms]
+    places = [(vm.datacenter or site.datacenter, vm.folder, vm.name) for vm in site.vms]
     if len(set(places)) != len(places):
         message = "two VMs of one folder have the same name"
         raise ValueError(message)
@@ -52,45 +60,43 @@ def _check(site: Site) -> None:
 
 def _inventory(site: Site, state_dir: Path) -> SiteRecord:
     """Everything but the VMs; morefs are small fixed numbers, as after a fresh install."""
-    datacenter = Datacenter(
-        moref="datacenter-2",
-        name=site.datacenter,
-        parent="group-d1",
-        vm_folder="group-v3",
-        host_folder="group-h4",
-        datastore_folder="group-s5",
-        network_folder="group-n6",
-    )
+    first, *others = datacenters(site)
     folders = [
         Folder(moref="group-d1", name="Datacenters", parent=None, kind="datacenter"),
-        Folder(moref="group-v3", name="vm", parent="datacenter-2", kind="vm"),
-        Folder(moref="group-h4", name="host", parent="datacenter-2", kind="host"),
-        Folder(moref="group-s5", name="datastore", parent="datacenter-2", kind="datastore"),
-        Folder(moref="group-n6", name="network", parent="datacenter-2", kind="network"),
+        *(folder for each in (first, *others) for folder in root_folders(each)),
     ]
-    for path in [*site.folders, *(vm.folder for vm in site.vms)]:
-        _add_folders(folders, path)
-    hosts = [
-        Host(moref=f"host-{10 + number}", name=name, cluster="domain-c7")
-        for number, name in enumerate(site.hosts)
-    ]
+    for path in site.folders:
+        add_folders(folders, first.vm_folder, path)
+    for spec, made in zip(site.more_datacenters, others, strict=True):
+        for path in spec.folders:
+            add_folders(folders, made.vm_folder, path)
+    homes = {each.name: each for each in (first, *others)}
+    for vm in site.vms:
+        # Now, since the record is on disk before the VMs are made.
+        add_folders(folders, homes[vm.datacenter or first.name].vm_folder, vm.folder)
+    made_clusters, hosts = clusters(site, [first, *others])
     return SiteRecord(
         name=site.name,
-        datacenter=datacenter,
-        clusters=[
-            Cluster(
-                moref="domain-c7",
-                name=site.cluster,
-                parent="group-h4",
-                resource_pool="resgroup-8",
-                hosts=[host.moref for host in hosts],
-            )
-        ],
+        datacenter=first,
+        other_datacenters=others,
+        labels=labels(site),
+        clusters=made_clusters,
         hosts=hosts,
-        networks=[Network(moref=f"network-{40 + n}", name=name) for n, name in enumerate(site.networks)],
+        networks=[
+            *(Network(moref=f"network-{40 + n}", name=name) for n, name in enumerate(site.networks)),
+            *(
+                Network(moref=f"dvportgroup-{50 + n}", name=name, switch=SWITCH_UUID)
+                for n, name in enumerate(site.distributed_networks)
+            ),
+        ],
         folders=folders,
         datastores=[
-            _datastore(spec, f"datastore-{60 + number}", state_dir)
+            _datastore(
+                spec,
+                f"datastore-{60 + number}",
+                state_dir,
+                homes[spec.datacenter or first.name].datastore_folder,
+            )
             for number, spec in enumerate(site.datastores)
         ],
         users=[
@@ -105,23 +111,12 @@ def _inventory(site: Site, state_dir: Path) -> SiteRecord:
     )
 
 
-def _add_folders(folders: list[Folder], path: str) -> str:
-    """Add the VM folders of `path` that are missing; the moref of the last."""
-    parent = "group-v3"
-    for name in (part for part in path.split("/") if part):
-        found = next((f for f in folders if (f.parent, f.name) == (parent, name)), None)
-        if found is None:
-            found = Folder(moref=f"group-v{1000 + len(folders)}", name=name, parent=parent, kind="vm")
-            folders.append(found)
-        parent = found.moref
-    return parent
-
-
-def _datastore(spec: DatastoreSpec, moref: str, state_dir: Path) -> Datastore:
+def _datastore(spec: DatastoreSpec, moref: str, state_dir: Path, folder: str) -> Datastore:
     nas = spec.type != "VMFS"
     return Datastore(
         moref=moref,
         name=spec.name,
+        folder=folder,
         type=spec.type,
         remote_host=spec.remote_host if nas else "",
         remote_hosts=[spec.remote_host] if nas else [],
@@ -135,18 +130,19 @@ def _datastore(spec: DatastoreSpec, moref: str, state_dir: Path) -> Datastore:
 
 
 def _make_vm(world: World, site: Site, spec: VmSpec) -> None:
-    seed = zlib.crc32(f"{site.name}/{spec.folder}/{spec.name}".encode())
+    seed = zlib.crc32(f"{site.name}/{spec.datacenter}{spec.folder}/{spec.name}".encode())
     source = random.Random(seed)
     moref = world.next_moref("vm")
     directory = _free_directory(world, spec)
     vmx_path = join(spec.datastore, directory, f"{directory}.vmx")
     number = len(world.vms)
+    place = place_of(world.site, spec, number)
     vm = Vm(
         moref=moref,
         name=spec.name,
-        parent=_add_folders(world.site.folders, spec.folder),
-        host=world.site.hosts[number % len(world.site.hosts)].moref,
-        resource_pool=world.site.clusters[0].resource_pool,
+        parent=place.folder,
+        host=place.host,
+        resource_pool=place.pool,
         datastore=world.datastore(spec.datastore).moref,
         directory=join(spec.datastore, directory) + "/",
         vmx_path=vmx_path,
@@ -155,6 +151,8 @@ def _make_vm(world: World, site: Site, spec: VmSpec) -> None:
         power_state=spec.power_state,
         connection_state=spec.connection_state,
         template=spec.template,
+        tags=tag_ids(world.site.labels, spec.tags),
+        attributes=attribute_values(world.site.labels, spec.attributes),
         annotation=spec.annotation,
         change_tracking_enabled=spec.change_tracking,
         change_version=now().isoformat(),
@@ -175,6 +173,7 @@ def _make_vm(world: World, site: Site, spec: VmSpec) -> None:
                     key=4000,
                     label="Network adapter 1",
                     network=world.site.networks[0].moref,
+                    network_name=world.site.networks[0].name,
                     mac_address=f"00:50:56:{number >> 8 & 0x3F:02x}:{number & 0xFF:02x}:01",
                 )
             ],

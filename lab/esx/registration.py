@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections.abc import Callable
 
-from lab.esx.api import AddDisk, Controller, DiskMode, Hardware, Nic, Vm
+from lab.esx.api import AddDisk, Controller, DiskMode, Hardware, Vm
 from lab.esx.chains import redundant_links
-from lab.esx.devices import attach, read_chain
+from lab.esx.devices import attach, await_files, read_chain
 from lab.esx.home import append_log, parse_lines, uuid_from_vmx
+from lab.esx.network_cards import cards_of, settle_addresses
 from lab.esx.paths import HostError, join, sibling, split
 from lab.esx.tasks import TaskContext
 from lab.esx.world import World, now
 
 _SLOT = re.compile(r"^scsi([0-3]):(\d{1,2})\.fileName$")
 _VOLUME = re.compile(r"^/vmfs/volumes/([^/]+)/(.+)$")
-_MAX_NICS = 10
 _MODES: dict[str, DiskMode] = {
     "independent-persistent": "independent_persistent",
     "independent-nonpersistent": "independent_nonpersistent",
@@ -31,33 +30,30 @@ def register(context: TaskContext, adopt: Callable[[Vm], None]) -> str:
     noted = context.arguments.get("moref")
     if isinstance(noted, str) and noted in world.vms:
         return noted
-    values = _await_files(world, path)
+    values = await_files(world, lambda: _read_all(world, path))
     context.spend(0.9, 90)
     context.no_return()
     moref = world.next_moref("vm")
     context.note("moref", moref)
     with world.changes:
         vm = _build(context, moref, path, values)
+        conflicts = settle_addresses(world, vm)
         adopt(vm)
     append_log(world, vm, "vmx| registered")
     world.event("vm-registered", vm, context.user, f"registered from {path}", context.id)
+    for mac, other in conflicts:
+        world.event(
+            "vm-mac-conflict", vm, context.user, f"{mac} is {other}'s too", context.id, other=other, mac=mac
+        )
     return moref
 
 
-def _await_files(world: World, path: str) -> dict[str, str]:
-    """Read the .vmx once it and the disks that it names are in the datastore (see `Settings.files_within_s`)."""
-    deadline = time.monotonic() + world.site.settings.files_within_s
-    while True:
-        try:
-            values = _read_vmx(world, path)
-            for _, _, disk_path, _ in _disk_slots(path, values):
-                read_chain(world, disk_path)
-        except HostError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return values
+def _read_all(world: World, path: str) -> dict[str, str]:
+    """The .vmx's values, once the disks that it names can be read too."""
+    values = _read_vmx(world, path)
+    for _, _, disk_path, _ in _disk_slots(path, values):
+        read_chain(world, disk_path)
+    return values
 
 
 def _read_vmx(world: World, path: str) -> dict[str, str]:
@@ -124,8 +120,6 @@ def _instance_uuid(context: TaskContext, values: dict[str, str]) -> str:
 
 
 def _hardware(world: World, values: dict[str, str]) -> Hardware:
-    networks = {network.name: network.moref for network in world.site.networks}
-    default = world.site.networks[0].moref
     try:
         hardware = Hardware(
             version=f"vmx-{int(values['virtualHW.version']):02}",
@@ -142,18 +136,7 @@ def _hardware(world: World, values: dict[str, str]) -> Hardware:
             hardware.controllers.append(
                 Controller.model_validate({"key": 1000 + bus, "bus_number": bus, "kind": kind})
             )
-    for number in range(_MAX_NICS):
-        if values.get(f"ethernet{number}.present", "").upper() == "TRUE":
-            hardware.nics.append(
-                Nic(
-                    key=4000 + number,
-                    label=f"Network adapter {number + 1}",
-                    network=networks.get(values.get(f"ethernet{number}.networkName", ""), default),
-                    mac_address=values.get(f"ethernet{number}.generatedAddress")
-                    or values.get(f"ethernet{number}.address", "00:50:56:00:00:00"),
-                    connected=values.get(f"ethernet{number}.startConnected", "TRUE").upper() == "TRUE",
-                )
-            )
+    hardware.nics = cards_of(world, values)
     return hardware
 
 

@@ -19,6 +19,7 @@ class DatastoreSpec(Model):
     remote_path: str = "/"
     security_type: str = "AUTH_SYS"
     capacity_bytes: int = 20 * 1024**3
+    datacenter: str = ""
 
 
 class DiskSpec(Model):
@@ -56,7 +57,10 @@ class SnapshotSpec(Model):
 
 
 class VmSpec(Model):
-    """A VM. `folder` is a path below the datacentre's VM folder, as `prod/web` (`/` separates)."""
+    """A VM. `folder` is a path below the datacentre's VM folder, as `prod/web` (`/` separates), and `pool` one below
+    the cluster's root pool. It stands in the first datacentre and cluster unless it says otherwise; `tags` are
+    written `category/name`.
+    """
 
     name: str
     folder: str = ""
@@ -71,6 +75,12 @@ class VmSpec(Model):
     change_tracking: bool = False
     bus_sharing: Literal["noSharing", "virtualSharing", "physicalSharing"] = "noSharing"
     instance_uuid: str | None = None
+    datacenter: str = ""
+    cluster: str = ""
+    host: str = ""
+    pool: str = ""
+    tags: list[str] = Field(default_factory=list)
+    attributes: dict[str, str] = Field(default_factory=dict)
     extra_config: dict[str, str] = Field(default_factory=dict)
     disabled_methods: list[str] = Field(default_factory=list)
     disks: list[DiskSpec] = Field(default_factory=list)
@@ -87,14 +97,39 @@ class UserSpec(Model):
     privileges: list[str]
 
 
+class ClusterSpec(Model):
+    """A cluster with its hosts, and resource pools by their paths below its root pool."""
+
+    name: str
+    hosts: list[str] = Field(min_length=1)
+    pools: list[str] = Field(default_factory=list)
+
+
+class DatacenterSpec(Model):
+    """A datacentre of the vCenter beside the first one."""
+
+    name: str
+    clusters: list[ClusterSpec] = Field(min_length=1)
+    folders: list[str] = Field(default_factory=list)
+
+
 class Site(Model):
-    """A data centre."""
+    """A data centre: one vCenter. The first datacentre and its first cluster are described by this table itself.
+
+    `attributes` and `tags` are definitions beside those that VMs use.
+    """
 
     name: str = "lab"
     datacenter: str = "DC-Lab"
     cluster: str = "cluster-a"
     hosts: list[str] = Field(default_factory=lambda: ["esx-1.lab", "esx-2.lab"], min_length=1)
-    networks: list[str] = Field(default_factory=lambda: ["VM Network"], min_length=1)
+    pools: list[str] = Field(default_factory=list)
+    more_clusters: list[ClusterSpec] = Field(default_factory=list)
+    more_datacenters: list[DatacenterSpec] = Field(default_factory=list)
+    attributes: list[str] = Field(default_factory=list)
+    tags: list[str] = Field(default_factory=list)
+    networks: list[str] = Field(default_factory=lambda: ["VM Network", "Isolated"], min_length=1)
+    distributed_networks: list[str] = Field(default_factory=list)
     folders: list[str] = Field(default_factory=list)
     datastores: list[DatastoreSpec]
     vms: list[VmSpec] = Field(default_factory=list)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from lab.esx.api import Snapshot, Vm
 from lab.esx.layout import home_files
+from lab.esx.network_cards import check_addresses
 from lab.esx.objects import Disk
 from lab.esx.paths import HostError, join, name_of, split
 from lab.esx.runtime import VmRuntime
@@ -20,6 +21,7 @@ def power_on(context: TaskContext) -> None:
     runtime = context.runtime(context.text("vm"))
     if runtime.vm.template:
         raise HostError("NotSupported", f"{runtime.vm.name} is a template")
+    check_addresses(runtime.vm)
     _set_power(context, runtime, "poweredOn")
     runtime.start_guest()
 

@@ -28,6 +28,7 @@ from lab.esx.api import (
     Folder,
     FrozenRecord,
     Host,
+    Labels,
     Model,
     Network,
     Settings,
@@ -64,6 +65,8 @@ class SiteRecord(Model):
     name: str
     instance_uuid: str = Field(default_factory=lambda: str(uuid.uuid4()))
     datacenter: Datacenter
+    other_datacenters: list[Datacenter] = Field(default_factory=list)
+    labels: Labels = Field(default_factory=Labels)
     clusters: list[Cluster]
     hosts: list[Host]
     networks: list[Network]
@@ -173,6 +176,8 @@ class World:
                 instance_uuid=site.instance_uuid,
                 last_event=self._counters.last_event,
                 datacenter=site.datacenter,
+                other_datacenters=site.other_datacenters,
+                labels=site.labels,
                 clusters=site.clusters,
                 hosts=site.hosts,
                 networks=site.networks,
@@ -266,7 +271,17 @@ class World:
                 del self.frozen[oldest]
                 self.store.delete("frozen", [oldest])
 
-    def event(self, type_name: str, vm: Vm, user: str, message: str, task: str | None = None) -> None:
+    def event(
+        self,
+        type_name: str,
+        vm: Vm,
+        user: str,
+        message: str,
+        task: str | None = None,
+        *,
+        other: str | None = None,
+        mac: str | None = None,
+    ) -> None:
         """Add to the event log; beyond 10,000 the oldest is forgotten."""
         with self._change():
             self._counters.last_event += 1
@@ -279,6 +294,8 @@ class World:
                 user=user,
                 message=message,
                 task=task,
+                other=other,
+                mac=mac,
             )
             self.events.append(event)
             self.store.put("event", str(event.id), event.model_dump_json())

@@ -7,7 +7,8 @@ from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import Backing, Controller, Disk, Hardware, Nic
+from lab.esx.api import Backing, Controller, Disk, Hardware
+from lab.vcenter.cards import card
 
 DEVICE = vim.vm.device
 FindDatastore = Callable[[str], Any]
@@ -21,7 +22,7 @@ def hardware_info(hardware: Hardware, find_datastore: FindDatastore) -> Any:
     devices = _fixed_devices()
     devices += [_controller(each, hardware.disks) for each in hardware.controllers]
     devices += [_disk(each, find_datastore) for each in hardware.disks]
-    devices += [_nic(each) for each in hardware.nics]
+    devices += [card(each) for each in hardware.nics]
     return vim.vm.VirtualHardware(
         numCPU=hardware.num_cpu,
         numCoresPerSocket=1,
@@ -126,21 +127,4 @@ def _link(disk: Disk, link: Backing, datastore: Any, parent: Any) -> Any:
         eagerlyScrub=False,
         digestEnabled=False,
         keyId=key_id,
-    )
-
-
-def _nic(nic: Nic) -> Any:
-    network = vim.Network(nic.network)
-    return DEVICE.VirtualVmxnet3(
-        key=nic.key,
-        deviceInfo=_label(nic.label),
-        backing=DEVICE.VirtualEthernetCard.NetworkBackingInfo(deviceName=nic.label, network=network),
-        connectable=DEVICE.VirtualDevice.ConnectInfo(
-            startConnected=nic.connected, allowGuestControl=True, connected=nic.connected, status="ok"
-        ),
-        controllerKey=_PCI_KEY,
-        unitNumber=7,
-        addressType="assigned",
-        macAddress=nic.mac_address,
-        wakeOnLanEnabled=True,
     )

@@ -23,6 +23,7 @@ _TYPES: dict[str, Any] = {
     "vm-removed": vim.event.VmRemovedEvent,
     "vm-reconfigured": vim.event.VmReconfiguredEvent,
     "vm-relocated": vim.event.VmRelocatedEvent,
+    "vm-mac-conflict": vim.event.VmMacConflictEvent,
     "vm-poweredOn": vim.event.VmPoweredOnEvent,
     "vm-poweredOff": vim.event.VmPoweredOffEvent,
 }
@@ -43,6 +44,9 @@ def project_event(event: Event, inventory: Inventory) -> Any:
         return kind(**common, template=False, configSpec=vim.vm.ConfigSpec())
     if kind is vim.event.VmRelocatedEvent:
         return kind(**common, template=False, sourceHost=_host_argument(event, inventory))
+    if kind is vim.event.VmMacConflictEvent:
+        other = _vm_named(event.other or "", inventory)
+        return kind(**common, template=False, conflictedVm=other, mac=event.mac or "")
     if kind is not None:
         return kind(**common, template=False)
     return vim.event.EventEx(
@@ -136,6 +140,11 @@ def _host_argument(event: Event, inventory: Inventory) -> Any:
     host = next((each for each in inventory.state.hosts if vm is not None and each.moref == vm.host), None)
     known = host or inventory.state.hosts[0]
     return vim.event.HostEventArgument(name=known.name, host=vim.HostSystem(known.moref))
+
+
+def _vm_named(moref: str, inventory: Inventory) -> Any:
+    vm = inventory.vms.get(moref)
+    return vim.event.VmEventArgument(name=escaped(vm.name if vm else moref), vm=vim.VirtualMachine(moref))
 
 
 def _vm_argument(event: Event, inventory: Inventory) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import Cluster, Datastore, Host, Network, State
+from lab.esx.api import Cluster, Datastore, Host, State
+from lab.esx.objects import Pool
+from lab.vcenter.cards import network_reference
 from lab.vcenter.nodes import Node
 from lab.vcenter.vms import entity_properties
 
@@ -27,8 +29,9 @@ ESX_ABOUT = {
 
 
 def host_node(host: Host, state: State, vms: list[Any]) -> Node:
-    """A `HostSystem` that mounts every datastore."""
+    """A `HostSystem` that mounts every datastore of its datacentre."""
     reference = vim.HostSystem(host.moref)
+    datastores = state.datastores_in(state.datacenter_of(host.cluster))
     builders = {
         **entity_properties(host.name, vim.ClusterComputeResource(host.cluster)),
         "summary": lambda: _host_summary(host),
@@ -37,12 +40,12 @@ def host_node(host: Host, state: State, vms: list[Any]) -> Node:
             host=reference,
             product=vim.AboutInfo(**ESX_ABOUT),
             fileSystemVolume=vim.host.FileSystemVolumeInfo(
-                volumeTypeList=["VMFS", "NFS", "NFS41"], mountInfo=[_mount(each) for each in state.datastores]
+                volumeTypeList=["VMFS", "NFS", "NFS41"], mountInfo=[_mount(each) for each in datastores]
             ),
         ),
         "vm": lambda: vms,
-        "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores],
-        "network": lambda: [vim.Network(each.moref) for each in state.networks],
+        "datastore": lambda: [vim.Datastore(each.moref) for each in datastores],
+        "network": lambda: [network_reference(each.moref) for each in state.networks],
         "datastoreBrowser": lambda: vim.host.DatastoreBrowser(f"hostDatastoreBrowser-{host.moref}"),
     }
     return Node(reference, builders)
@@ -51,13 +54,14 @@ def host_node(host: Host, state: State, vms: list[Any]) -> Node:
 def cluster_node(cluster: Cluster, state: State) -> Node:
     """A `ClusterComputeResource`."""
     hosts = [each for each in state.hosts if each.cluster == cluster.moref]
+    datastores = state.datastores_in(state.datacenter_of(cluster.moref))
     live = [each for each in hosts if each.connection_state == "connected" and not each.maintenance]
     builders = {
         **entity_properties(cluster.name, vim.Folder(cluster.parent)),
         "host": lambda: [vim.HostSystem(each.moref) for each in hosts],
         "resourcePool": lambda: vim.ResourcePool(cluster.resource_pool),
-        "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores],
-        "network": lambda: [vim.Network(each.moref) for each in state.networks],
+        "datastore": lambda: [vim.Datastore(each.moref) for each in datastores],
+        "network": lambda: [network_reference(each.moref) for each in state.networks],
         "summary": lambda: vim.ClusterComputeResource.Summary(
             totalCpu=16000 * len(hosts),
             totalMemory=_HOST_MEMORY_BYTES * len(hosts),
@@ -75,22 +79,28 @@ def cluster_node(cluster: Cluster, state: State) -> Node:
     return Node(vim.ClusterComputeResource(cluster.moref), builders)
 
 
-def pool_node(cluster: Cluster, vms: list[Any]) -> Node:
-    """The cluster's root resource pool."""
+def pool_node(cluster: Cluster, pool: Pool | None, vms: list[Any]) -> Node:
+    """A resource pool of the cluster; None is its root pool."""
+    owner = vim.ClusterComputeResource(cluster.moref)
+    moref = pool.moref if pool else cluster.resource_pool
+    below = [vim.ResourcePool(each.moref) for each in cluster.pools if each.parent == moref]
+    name, parent = (pool.name, vim.ResourcePool(pool.parent)) if pool else ("Resources", owner)
     builders = {
-        **entity_properties("Resources", vim.ClusterComputeResource(cluster.moref)),
-        "owner": lambda: vim.ClusterComputeResource(cluster.moref),
-        "resourcePool": list,
+        **entity_properties(name, parent),
+        "owner": lambda: owner,
+        "resourcePool": lambda: below,
         "vm": lambda: vms,
     }
-    return Node(vim.ResourcePool(cluster.resource_pool), builders)
+    return Node(vim.ResourcePool(moref), builders)
 
 
 def datastore_node(datastore: Datastore, state: State, vms: list[Any]) -> Node:
     """A `Datastore`, NAS or VMFS."""
     reference = vim.Datastore(datastore.moref)
     builders = {
-        **entity_properties(datastore.name, vim.Folder(state.datacenter.datastore_folder)),
+        **entity_properties(
+            datastore.name, vim.Folder(datastore.folder or state.datacenter.datastore_folder)
+        ),
         "info": lambda: _datastore_info(datastore),
         "summary": lambda: vim.Datastore.Summary(
             datastore=reference,
@@ -107,6 +117,7 @@ def datastore_node(datastore: Datastore, state: State, vms: list[Any]) -> Node:
         "host": lambda: [
             vim.Datastore.HostMount(key=vim.HostSystem(each.moref), mountInfo=_mount_info(datastore))
             for each in state.hosts
+            if datastore in state.datastores_in(state.datacenter_of(each.cluster))
         ],
         "vm": lambda: vms,
         "browser": lambda: vim.host.DatastoreBrowser(f"datastoreBrowser-{datastore.moref}"),
@@ -119,20 +130,6 @@ def datastore_node(datastore: Datastore, state: State, vms: list[Any]) -> Node:
             topLevelDirectoryCreateSupported=True,
             vmfsSparseSupported=True,
         ),
-    }
-    return Node(reference, builders)
-
-
-def network_node(network: Network, state: State, vms: list[Any]) -> Node:
-    """A port group."""
-    reference = vim.Network(network.moref)
-    builders = {
-        **entity_properties(network.name, vim.Folder(state.datacenter.network_folder)),
-        "summary": lambda: vim.Network.Summary(
-            network=reference, name=network.name, accessible=True, ipPoolName=""
-        ),
-        "host": lambda: [vim.HostSystem(each.moref) for each in state.hosts],
-        "vm": lambda: vms,
     }
     return Node(reference, builders)
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import Cluster, Datastore, Host, Network, Snapshot, State, Task, Vm
-from lab.vcenter import infrastructure
+from lab.esx.api import Cluster, Datacenter, Datastore, Host, Network, Snapshot, State, Task, Vm
+from lab.esx.objects import Pool
+from lab.vcenter import infrastructure, networks
+from lab.vcenter.cards import network_reference
 from lab.vcenter.nodes import Node
 from lab.vcenter.reflect import moid_of
 from lab.vcenter.tasks import task_info, task_node
@@ -82,6 +84,16 @@ class Inventory:
         """The reference of a datastore by moref or name; None when there is none."""
         return self._projections.datastore_reference(key)
 
+    @cached_property
+    def custom_fields(self) -> list[Any]:
+        """The definitions of custom attributes; all are of VMs."""
+        return [
+            vim.CustomFieldsManager.FieldDef(
+                key=each.key, name=each.name, type=str, managedObjectType=vim.VirtualMachine
+            )
+            for each in self.state.labels.fields
+        ]
+
     def recent_tasks(self, entity: str) -> list[Any]:
         """References of the newest tasks of one object, oldest first."""
         return self._tasks_by_entity.get(entity, [])[-_RECENT_TASKS_OF_ENTITY:]
@@ -112,16 +124,22 @@ class Inventory:
     def _surroundings(self) -> dict[str, Callable[[], Node]]:
         """How to build each object that VMs stand on."""
         state = self.state
-        builders: dict[str, Callable[[], Node]] = {state.datacenter.moref: self._datacenter_node}
+        builders: dict[str, Callable[[], Node]] = {
+            each.moref: partial(self._datacenter_node, each) for each in state.datacenters
+        }
         for store in state.datastores:
             builders[store.moref] = partial(self._datastore_node, store)
         for host in state.hosts:
             builders[host.moref] = partial(self._host_node, host)
         for cluster in state.clusters:
             builders[cluster.moref] = partial(infrastructure.cluster_node, cluster, state)
-            builders[cluster.resource_pool] = partial(self._pool_node, cluster)
+            builders[cluster.resource_pool] = partial(self._pool_node, cluster, None)
+            for pool in cluster.pools:
+                builders[pool.moref] = partial(self._pool_node, cluster, pool)
         for network in state.networks:
             builders[network.moref] = partial(self._network_node, network)
+        if any(each.switch for each in state.networks):
+            builders[networks.SWITCH_MOREF] = partial(networks.switch_node, state)
         return builders
 
     def _datastore_node(self, store: Datastore) -> Node:
@@ -130,24 +148,24 @@ class Inventory:
     def _host_node(self, host: Host) -> Node:
         return infrastructure.host_node(host, self.state, self._vms_by("host").get(host.moref, []))
 
-    def _pool_node(self, cluster: Cluster) -> Node:
-        members = self._vms_by("resource_pool").get(cluster.resource_pool, [])
-        return infrastructure.pool_node(cluster, members)
+    def _pool_node(self, cluster: Cluster, pool: Pool | None) -> Node:
+        moref = pool.moref if pool else cluster.resource_pool
+        return infrastructure.pool_node(cluster, pool, self._vms_by("resource_pool").get(moref, []))
 
     def _network_node(self, network: Network) -> Node:
         members = self._vms_on_network.get(network.moref, [])
-        return infrastructure.network_node(network, self.state, members)
+        return networks.network_node(network, self.state, members)
 
-    def _datacenter_node(self) -> Node:
-        state, datacenter = self.state, self.state.datacenter
+    def _datacenter_node(self, datacenter: Datacenter) -> Node:
+        state = self.state
         builders = {
             **entity_properties(datacenter.name, vim.Folder(datacenter.parent)),
             "vmFolder": lambda: vim.Folder(datacenter.vm_folder),
             "hostFolder": lambda: vim.Folder(datacenter.host_folder),
             "datastoreFolder": lambda: vim.Folder(datacenter.datastore_folder),
             "networkFolder": lambda: vim.Folder(datacenter.network_folder),
-            "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores],
-            "network": lambda: [vim.Network(each.moref) for each in state.networks],
+            "datastore": lambda: [vim.Datastore(each.moref) for each in state.datastores_in(datacenter)],
+            "network": lambda: [network_reference(each.moref) for each in state.networks],
         }
         return Node(vim.Datacenter(datacenter.moref), builders)
 
@@ -174,27 +192,27 @@ class Inventory:
 
     def _folder_parent(self, moid: str, parent: str | None) -> Any:
         """The parent of a datacentre's four root folders is the datacentre itself."""
-        datacenter = self.state.datacenter
-        roots = (
-            datacenter.vm_folder,
-            datacenter.host_folder,
-            datacenter.datastore_folder,
-            datacenter.network_folder,
-        )
-        if moid in roots:
-            return vim.Datacenter(datacenter.moref)
+        for datacenter in self.state.datacenters:
+            roots = (
+                datacenter.vm_folder,
+                datacenter.host_folder,
+                datacenter.datastore_folder,
+                datacenter.network_folder,
+            )
+            if moid in roots:
+                return vim.Datacenter(datacenter.moref)
         return vim.Folder(parent) if parent else None
 
     def _children_of_folder(self, moid: str) -> list[Any]:
-        state, datacenter = self.state, self.state.datacenter
+        state = self.state
         children = [vim.Folder(each.moref) for each in state.folders if each.parent == moid]
-        if datacenter.parent == moid:
-            children.append(vim.Datacenter(datacenter.moref))
+        children += [vim.Datacenter(each.moref) for each in state.datacenters if each.parent == moid]
         children += [vim.ClusterComputeResource(each.moref) for each in state.clusters if each.parent == moid]
-        if moid == datacenter.datastore_folder:
-            children += [vim.Datastore(each.moref) for each in state.datastores]
-        if moid == datacenter.network_folder:
-            children += [vim.Network(each.moref) for each in state.networks]
+        for datacenter in state.datacenters:
+            if moid == datacenter.datastore_folder:
+                children += [vim.Datastore(each.moref) for each in state.datastores_in(datacenter)]
+        if moid == state.datacenter.network_folder:
+            children += networks.children(state)
         return children + self._vms_by("parent").get(moid, [])
 
     def _browser_node(self, moid: str) -> Node | None:

@@ -7,6 +7,7 @@ from typing import Any
 from pyVmomi import vim
 
 from lab.esx.api import AddDisk, ReconfigSpec, TaskStarted
+from lab.vcenter.cards import edit_of, network_reference
 from lab.vcenter.dispatch import DropConnection, Invocation, Registry
 from lab.vcenter.faults import invalid_argument, no_permission, not_supported
 from lab.vcenter.names import unescaped
@@ -146,6 +147,11 @@ def _reconfigure(invocation: Invocation) -> Any:
         _add_device_change(change, device_change)
     for privilege in _needed(change):
         invocation.scope.demand(privilege, invocation.target)
+    for edit in change.edit_nics:
+        if edit.network is not None:
+            network = network_reference(edit.network)
+            invocation.scope.need(network)
+            invocation.scope.demand("Network.Assign", network)
     if spec.changeVersion:
         current = invocation.scope.inventory.vm(invocation.target).change_version
         if spec.changeVersion != current:
@@ -164,6 +170,7 @@ def _needed(change: ReconfigSpec) -> list[str]:
         "VirtualMachine.Config.AdvancedConfig": bool(change.extra_config),
         "VirtualMachine.Config.AddExistingDisk": bool(change.add_disks),
         "VirtualMachine.Config.RemoveDisk": bool(change.remove_disks),
+        "VirtualMachine.Config.EditDevice": bool(change.edit_nics),
         "VirtualMachine.Config.CPUCount": change.num_cpu is not None,
         "VirtualMachine.Config.Memory": change.memory_mb is not None,
     }
@@ -172,8 +179,11 @@ def _needed(change: ReconfigSpec) -> list[str]:
 
 def _add_device_change(change: ReconfigSpec, wanted: Any) -> None:
     device = wanted.device
+    if isinstance(device, vim.vm.device.VirtualEthernetCard) and wanted.operation == "edit":
+        change.edit_nics.append(edit_of(device))
+        return
     if not isinstance(device, vim.vm.device.VirtualDisk):
-        raise not_supported("a device change of anything but a disk")
+        raise not_supported("a device change of anything but a disk, or the edit of a card")
     if wanted.operation == "remove":
         change.remove_disks.append(device.key)
         change.delete_files = change.delete_files or wanted.fileOperation == "destroy"

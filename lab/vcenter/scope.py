@@ -7,6 +7,7 @@ from typing import Any
 
 from pyVmomi import vim
 
+from lab.esx.api import Labels
 from lab.esx.client import HostClient
 from lab.vcenter.calllog import CallLog
 from lab.vcenter.events import latest_event
@@ -53,6 +54,11 @@ class Scope:
         self.session = session
         self.inventory = inventory
         self._services: dict[str, Node] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """The definitions of tags and custom attributes."""
+        return self.inventory.state.labels
 
     def find(self, reference: Any) -> Node | None:
         """The node of `reference`, or None when there is no such object."""

@@ -21,7 +21,7 @@ from typing import Any
 from pyVmomi import VmomiSupport, vmodl
 
 from lab.esx.client import HostUnreachableError
-from lab.vcenter import methods_collector, methods_search, methods_session, methods_vm, soap
+from lab.vcenter import methods_collector, methods_search, methods_session, methods_vm, rest, soap
 from lab.vcenter.body import BodyRefusedError, request_body
 from lab.vcenter.dispatch import DropConnection, Invocation, Registry, invoke
 from lab.vcenter.reflect import moid_of, property_info
@@ -109,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
                 "calls": self.server.vcenter.log.counts(),
             }
             self._answer(200, json.dumps(status).encode(), content_type="application/json")
+        elif self.path.startswith("/api/"):
+            self._serve_rest(b"")
         else:
             self._answer(404, b"", content_type="text/plain")
 
@@ -122,11 +124,27 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/lab/expire-sessions" and self._is_admin():
             count = self.server.vcenter.sessions.expire_all()
             self._answer(200, json.dumps({"expired": count}).encode(), content_type="application/json")
+        elif self.path.startswith("/api/"):
+            self._serve_rest(body)
         else:
             self._answer(404, b"", content_type="text/plain")
 
+    def do_DELETE(self) -> None:
+        """The end of a REST session."""
+        self._serve_rest(b"")
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Calls are logged by name in the call log instead."""
+
+    def _serve_rest(self, body: bytes) -> None:
+        """One call of the REST endpoint."""
+        started = time.monotonic()
+        request = rest.RestRequest(self.command, self.path, self.headers, body, str(self.client_address[0]))
+        answer = rest.serve(self.server.vcenter, request)
+        failed = f"HTTP {answer.status}" if answer.status >= 400 else ""
+        self.server.vcenter.log.record(answer.name, "", user=answer.user, fault=failed, started=started)
+        content = b"" if answer.value is None else json.dumps(answer.value).encode()
+        self._answer(answer.status, content, content_type="application/json")
 
     def _serve_call(self, body: bytes) -> None:
         started = time.monotonic()

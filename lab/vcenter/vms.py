@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from pyVmomi import VmomiSupport, vim
 
 from lab.esx.api import Hardware, Snapshot, Vm
+from lab.vcenter.cards import network_reference
 from lab.vcenter.devices import FindDatastore, hardware_info
 from lab.vcenter.names import escaped
 from lab.vcenter.nodes import Node, Properties
@@ -23,6 +24,10 @@ _UNREADABLE = {"inaccessible", "invalid"}
 
 class Surroundings(Protocol):
     """What a VM's properties need to know of the inventory of the same moment."""
+
+    @property
+    def custom_fields(self) -> list[Any]:
+        """The definitions of custom attributes."""
 
     def recent_tasks(self, entity: str) -> list[Any]:
         """References of the entity's newest tasks."""
@@ -44,6 +49,9 @@ class VmProjection:
         vm = self.vm
         builders: dict[str, Any] = {
             **entity_properties(vm.name, vim.Folder(vm.parent)),
+            "customValue": self._custom_values,
+            "value": self._custom_values,
+            "availableField": lambda: around.custom_fields,
             "disabledMethod": lambda: _methods(vm.disabled_methods),
             "recentTask": lambda: around.recent_tasks(vm.moref),
             "capability": _capability,
@@ -54,7 +62,7 @@ class VmProjection:
             "guestHeartbeatStatus": lambda: "gray",
             "layoutEx": self._layout,
             "datastore": self._datastores,
-            "network": lambda: [vim.Network(each) for each in dict.fromkeys(self._networks())],
+            "network": lambda: [network_reference(each) for each in dict.fromkeys(self._networks())],
             "resourcePool": lambda: None if vm.template else vim.ResourcePool(vm.resource_pool),
             "environmentBrowser": lambda: vim.EnvironmentBrowser(f"envbrowser-{vm.moref}"),
             "snapshot": self._snapshot_info,
@@ -219,13 +227,17 @@ class VmProjection:
             timestamp=self._projected,
         )
 
+    def _custom_values(self) -> list[Any]:
+        kind = vim.CustomFieldsManager.StringValue
+        return [kind(key=key, value=value) for key, value in sorted(self.vm.attributes.items())]
+
     def _datastores(self) -> list[Any]:
         keys = [self.vm.datastore, *(each.datastore for each in self.vm.hardware.disks)]
         found = {moid_of(each): each for each in map(self._find_datastore, keys) if each is not None}
         return list(found.values())
 
     def _networks(self) -> list[str]:
-        return [each.network for each in self.vm.hardware.nics]
+        return [each.network for each in self.vm.hardware.nics if each.network]
 
     def _children(self, parent: str | None) -> list[Snapshot]:
         return [each for each in self.vm.snapshots if each.parent == parent]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import create_engine, delete, event, select
@@ -102,6 +103,7 @@ class Catalog:
         vm_group: str | None = None,
         job_id: str | None = None,
         status: str | None = None,
+        since: datetime | None = None,
         limit: int = 1000,
     ) -> list[BackupRow]:
         """Backups, newest first. `vm` is a VM's name or VC.GUID."""
@@ -114,6 +116,9 @@ class Catalog:
             query = query.where(BackupRecord.job_id == job_id)
         if status is not None:
             query = query.where(BackupRecord.status == status)
+        if since is not None:
+            # As the repository writes times: basic format in UTC, which sorts as text.
+            query = query.where(BackupRecord.committed >= since.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ"))
         with Session(self._engine) as session:
             return [_backup_row(item) for item in session.scalars(query.limit(limit))]
 
@@ -126,13 +131,33 @@ class Catalog:
             found = session.scalars(query).first()
             return _backup_row(found) if found is not None else None
 
-    def list_jobs(self, *, vm_group: str | None = None, limit: int = 100) -> list[JobRow]:
-        """Jobs, newest first."""
+    def list_jobs(
+        self,
+        *,
+        vm_group: str | None = None,
+        status: str | None = None,
+        since: datetime | None = None,
+        node: str | None = None,
+        limit: int = 100,
+    ) -> list[JobRow]:
+        """Jobs, newest first. `node`: those that it coordinated, or that gave it a VM."""
         query = select(JobRecord).order_by(JobRecord.started.desc())
         if vm_group is not None:
             query = query.where(JobRecord.vm_group == vm_group)
+        if status is not None:
+            query = query.where(JobRecord.status == status)
+        if since is not None:
+            query = query.where(JobRecord.started >= since.astimezone(UTC).isoformat())
+        if node is not None:
+            given = select(JobVmRecord.job_id).where(JobVmRecord.access_node == node)
+            query = query.where((JobRecord.coordinator == node) | JobRecord.job_id.in_(given))
         with Session(self._engine) as session:
             return [JobRow(**_columns(item)) for item in session.scalars(query.limit(limit))]
+
+    def known_jobs(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of these job ids have a row."""
+        with Session(self._engine) as session:
+            return set(session.scalars(select(JobRecord.job_id).where(JobRecord.job_id.in_(job_ids))))
 
     def job_vms(self, job_id: str) -> list[JobVmRow]:
         """A job's VMs, by name."""

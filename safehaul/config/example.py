@@ -30,6 +30,7 @@ password = { file = "/etc/safehaul/vcenter-password" }
 ca_file = "/etc/safehaul/vcenter-ca.pem"
 # thumbprint_sha256 = "AB:CD:…"
 # insecure_skip_verify = true
+# max_concurrent_calls = 8 # from each worker process; more wait their turn
 
 # What hosts mount as a datastore, and what access nodes open for it. Read only.
 [[exports]]
@@ -79,14 +80,33 @@ name = "nightly"
 vcenter = "main"
 media_agent = "vault"
 access_nodes = ["node-1", "node-2"] # leave it out for all
-# A VM is selected when any rule matches and no exclude rule does. Kinds of rule:
+# A VM is selected when any rule matches and no exclude rule does: `safehaul group preview nightly` shows which.
+# A text is a glob (* ? [abc] [!abc]) over the whole name, or with regex = true a regular expression (RE2 syntax).
 rules = [
-  { name = "web-*", ignore_case = true }, # glob: * ? [abc] [!abc]
-  { folder = "Production/Databases", subfolders = true },
+  { name = "web-*", ignore_case = true },
+  { folder = "Production/Databases", subfolders = true }, # path below the datacenter's VM folder
+  { name = "(sql|ora)-[0-9]+", regex = true },
+  { tag = "gold", category = "Backup" },          # a vCenter tag; read from its REST endpoint, 7.0 U2 or later
+  { attribute = "Owner", value = "team-*" },      # a custom attribute; without a value: any that is not empty
+  { datacenter = "Berlin" },
+  { cluster = "prod-*" },
+  { host = "esx-1.example.net" },
+  { resource_pool = "Gold/Web", subpools = true }, # path below the cluster's root pool
+  { guest_os = "windows*" },                      # guest id or full name
+  { annotation = "*backup: yes*" },               # the VM's notes, as a whole
+  { hardware_version = ">=13" },                  # or "19", "vmx-19", "<7"
   { all = [{ datastore = "nas-1" }, { power_state = "poweredOn" }, { not = { name = "*-scratch" } }] },
   { guids = ["1b4e28ba-2fa1-41d2-883f-0016d3cca427.5027e5a8-9a3b-4f6e-8b6d-3c2f1a0e9d8c"] },
 ]
-exclude = [{ any = [{ folder = "Templates" }, { name = "test-*" }] }]
+exclude = [{ template = true }, { any = [{ folder = "Templates" }, { name = "test-*" }] }]
+# Disks: only those that any of `disks` fits (leave it out for all), without those that any of `exclude_disks` fits.
+# A filter's keys must all fit: label, datastore and file are globs; controller_key 1000 is the first SCSI controller.
+disks = [{ controller_key = 1000 }, { label = "Hard disk *", datastore = "nas-*", ignore_case = true }]
+exclude_disks = [
+  { file = "*pagefile*" },                        # of the base's descriptor, in its datastore
+  { controller_key = 1000, unit_number = 3 },     # SCSI (0:3)
+  { min_size_bytes = "2 TiB", max_size_bytes = "62 TiB" },
+]
 allow_empty = false         # false: a group that selects no VM fails
 streams = 8                 # the most VMs in work at once; leave it out for all that the nodes have
 distribution = "dynamic"    # or "static": planned before the first VM starts

@@ -11,11 +11,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from safehaul.config.fields import AbsolutePath, Name, Section, SizeBytes
 from safehaul.config.secrets import SecretRef
+from safehaul.messages.disks import DiskCriteria, DiskSelection
 from safehaul.messages.vm import MAX_HOLD_S, MIN_FREE_BYTES, REMOVAL_HANDOVER_AFTER_S
+from safehaul.patterns import MAX_PATTERN_CHARS
 from safehaul.rules import Rule
 
 _MIB = 2**20
 _GIB = 2**30
+Glob = Annotated[str, Field(max_length=MAX_PATTERN_CHARS)]
+MAX_DISK_FILTERS = 32
+"""They travel with each VM through its steps."""
 _REPOSITORY_SCHEMES = ("file",)
 _CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 
@@ -106,6 +111,8 @@ class VCenter(Section):
     thumbprint_sha256: str = ""
     """SHA-256 of the server's certificate; kept as 64 lower-case hexadecimal digits."""
     insecure_skip_verify: bool = False
+    max_concurrent_calls: int = Field(default=8, ge=1, le=64)
+    """Calls to it at once from each worker process; more wait their turn."""
 
     @field_validator("url")
     @classmethod
@@ -191,6 +198,40 @@ class MediaAgent(Section):
         return unquote(urlsplit(self.repository).path)
 
 
+class DiskFilter(Section):
+    """What a disk must be like. Every key that is given must fit; globs take `*` `?` `[abc]` `[!abc]`."""
+
+    label: Glob = ""
+    """The disk's label, such as `Hard disk 2`."""
+    controller_key: int | None = Field(default=None, ge=0)
+    """Device key of its controller: 1000 is the first SCSI controller."""
+    unit_number: int | None = Field(default=None, ge=0, le=255)
+    """With `controller_key`: one place, such as 1000 and 2 for SCSI (0:2)."""
+    datastore: Glob = ""
+    """Name of the datastore that holds the disk's base."""
+    file: Glob = ""
+    """Path of the base's descriptor in that datastore: `web-1/web-1_2.vmdk`; `*` takes slashes too."""
+    min_size_bytes: SizeBytes | None = None
+    max_size_bytes: SizeBytes | None = None
+    """Capacities; both bounds belong to the range."""
+    ignore_case: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> DiskFilter:
+        if self.criteria() == DiskCriteria(ignore_case=self.ignore_case):
+            msg = "needs one key at least: label, controller_key, unit_number, datastore, file, or a size"
+            raise ValueError(msg)
+        low, high = self.min_size_bytes, self.max_size_bytes
+        if low is not None and high is not None and low > high:
+            msg = "min_size_bytes is above max_size_bytes: no disk could fit"
+            raise ValueError(msg)
+        return self
+
+    def criteria(self) -> DiskCriteria:
+        """The filter as the steps are told."""
+        return DiskCriteria(**self.model_dump())
+
+
 class VmGroup(Section):
     """VMs that are backed up together: which ones, by which nodes, to which media agent, and how."""
 
@@ -203,6 +244,10 @@ class VmGroup(Section):
     """A VM is selected when any of these matches."""
     exclude: tuple[Rule, ...] = Field(default=(), max_length=1000)
     """… and none of these does."""
+    disks: tuple[DiskFilter, ...] = Field(default=(), max_length=MAX_DISK_FILTERS)
+    """Only disks that any of these fits; empty: all."""
+    exclude_disks: tuple[DiskFilter, ...] = Field(default=(), max_length=MAX_DISK_FILTERS)
+    """… and none of these."""
     allow_empty: bool = False
     """False: rules that select no VM are an error, not a green job."""
     streams: int | None = Field(default=None, ge=1, le=10_000)
@@ -223,6 +268,14 @@ class VmGroup(Section):
     """The longest that a snapshot may be held."""
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
     """A snapshot's removal that takes longer is handed to RemoveSnapshot: the VM's stream is free again."""
+
+    @property
+    def disk_selection(self) -> DiskSelection:
+        """The disk filters as the steps are told."""
+        return DiskSelection(
+            include=[each.criteria() for each in self.disks],
+            exclude=[each.criteria() for each in self.exclude_disks],
+        )
 
     @model_validator(mode="after")
     def _fallback_of_what(self) -> VmGroup:

@@ -18,6 +18,7 @@ _MESSAGES = {
     "model_type": "must be a table",
     "dict_type": "must be a table",
     "model_attributes_type": "must be a table",
+    "recursion_depth_exceeded": "stands too deep inside other rules",
     "tuple_type": "must be a list",
     "string_type": "must be a text in quotes",
     "int_type": "must be a whole number",
@@ -61,8 +62,14 @@ def key_text(data: object, location: Location) -> str:
     return text
 
 
-def validation_problems(error: ValidationError, data: Mapping[str, Any]) -> Iterator[tuple[Location, str]]:
-    """Every error of pydantic's as (location, reason). Never repeats a value: it could be a secret."""
+def validation_problems(
+    error: ValidationError, data: Mapping[str, Any], below: Location = ()
+) -> Iterator[tuple[Location, str]]:
+    """Every error of pydantic's as (location, reason). Never repeats a value: it could be a secret.
+
+    `data` is the whole configuration; when only a part of it was validated, `below` says which, and the locations
+    are within that part.
+    """
     details = error.errors(include_url=False, include_input=False)
     locations = [detail["loc"] for detail in details]
     for detail in details:
@@ -70,13 +77,13 @@ def validation_problems(error: ValidationError, data: Mapping[str, Any]) -> Iter
         if kind == "too_short" and any(_is_below(other, location) for other in locations):
             continue  # counted after its broken items were left out: the items' own errors say what is wrong
         if kind == "extra_forbidden":
-            yield location, _unknown_key(location)
+            yield location, _unknown_key(below + location)
         elif kind == "too_short":
             yield location, "must not be empty"
         elif kind == "string_pattern_mismatch":
             yield location, f"must be {_PATTERN_HINTS.get(str(location[-1]), detail['msg'])}"
         elif kind == "rule_kind":
-            yield location, detail["msg"] + _rule_hint(data, location)
+            yield location, detail["msg"] + _rule_hint(data, below + location)
         else:
             reason = _MESSAGES.get(kind, detail["msg"]).removeprefix("Value error, ")
             yield location, reason[0].lower() + reason[1:]

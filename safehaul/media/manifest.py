@@ -67,6 +67,8 @@ class Skipped(Message):
     key: int | None = None
     label: str
     reason: str
+    deselected: bool = False
+    """True: the VM group did not want it. Only what was wanted and is missing makes a backup `Partial`."""
 
 
 class SnapshotRecord(Message):

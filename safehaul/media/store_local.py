@@ -22,6 +22,7 @@ from safehaul.errors import (
     IntegrityError,
     NotFoundError,
     PermissionRefusedError,
+    RepositoryFullError,
     SafehaulError,
     TransientError,
 )
@@ -43,8 +44,8 @@ def _translated(error: OSError, action: str, path: Path) -> SafehaulError:
             f"cannot {action} {path}: {reason}; check owner, mode and mount options"
         )
     if error.errno in _NO_SPACE:
-        return TransientError(
-            f"cannot {action} {path}: {reason}; free space in the repository, then try again"
+        return RepositoryFullError(
+            f"cannot {action} {path}: {reason}; make room in the repository, then start the job again"
         )
     return TransientError(f"cannot {action} {path}: {reason}")
 

@@ -110,14 +110,18 @@ class ExportDefinition(BaseModel):
         """The path that the access node mounts."""
         return self.path or self.remote_path
 
+    @property
+    def source_port(self) -> str:
+        """The kind of port that the access node calls from, for messages."""
+        return "a reserved port" if self.reserved_port else "an unreserved port"
+
     def __str__(self) -> str:
         """The export for messages: name, place, version, identity, port."""
         if self.mounted_at is not None:
             return f"export {self.name!r} (mounted at {self.mounted_at})"
-        port = "a reserved port" if self.reserved_port else "an unreserved port"
         return (
             f"export {self.name!r} ({self.effective_address}:{self.effective_path}, NFS version {self.version}, "
-            f"as uid {self.uid} from {port})"
+            f"as uid {self.uid} from {self.source_port})"
         )
 
 

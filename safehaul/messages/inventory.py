@@ -32,6 +32,15 @@ class UnidentifiedReason(StrEnum):
     """VCenter's answer about it cannot be understood."""
 
 
+class InventoryDetail(StrEnum):
+    """What discovery reads only when a rule asks for it."""
+
+    TAGS = "tags"
+    """From vCenter's REST endpoint, with a session of its own."""
+    ATTRIBUTES = "attributes"
+    """Custom attributes."""
+
+
 class Unidentified(Message):
     """A VM that discovery saw and cannot tell by a VC.GUID of its own. Names are untrusted."""
 
@@ -46,6 +55,8 @@ class Unidentified(Message):
     folder: str = ""
     vc_guid: str = ""
     """Only for a duplicate."""
+    record: VmRecord | None = None
+    """What is known of it all the same, so that rules can tell whether it was to be backed up."""
 
 
 class NasVolume(Message):
@@ -96,6 +107,13 @@ class VmDisk(Message):
         return self.mode.startswith("independent")
 
 
+class VmTag(Message):
+    """A tag of a VM. Names are untrusted; a name is unique in its category only."""
+
+    category: str
+    name: str
+
+
 class VmRecord(Message):
     """One VM as discovery read it. Names are untrusted; everything is keyed by `vc_guid`."""
 
@@ -119,6 +137,7 @@ class VmRecord(Message):
     host_moref: str = ""
     cluster: str = ""
     resource_pool: str = ""
+    """Path below the cluster's (or lone host's) root pool, `/`-separated, vApps included; empty for the root."""
     vmx_path: str = ""
     """Datastore path of the .vmx. Untrusted."""
     datastores: list[str] = Field(default_factory=list)
@@ -128,6 +147,10 @@ class VmRecord(Message):
     snapshot_count: int = 0
     disabled_methods: list[str] = Field(default_factory=list)
     change_version: str = ""
+    tags: list[VmTag] = Field(default_factory=list)
+    """Only when they were asked for (`InventoryDetail.TAGS`)."""
+    attributes: dict[str, str] = Field(default_factory=dict)
+    """Custom attributes by name, without empty ones; only when they were asked for."""
 
     @property
     def capacity_bytes(self) -> int:

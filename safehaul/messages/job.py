@@ -1,20 +1,19 @@
-"""What a backup job is asked, told and answers: BackupJob's input, its settings, nodes, plan and report."""
+"""What a backup job is asked, told and answers: BackupJob's input, its settings, nodes, plan and report.
+
+Its progress is in `safehaul.messages.progress`.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from pydantic import Field
 
 from safehaul.messages.base import Message, Request
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmOptions, VmReport
-
-
-class BackupJobRequest(Request):
-    """What a person gives to BackupJob: `{"vm_group": "nightly"}`."""
-
-    vm_group: str = Field(min_length=1, max_length=200)
 
 
 class CancelVmRequest(Request):
@@ -66,13 +65,12 @@ class PingInput(Message):
 
 
 class PingAnswer(Message):
-    """A node's sign of life."""
+    """A node's sign of life; `load` is the 1-minute average."""
 
     node: str
     version: str
     cores: int
     load: float
-    """1-minute load average."""
     streams: int
 
 
@@ -98,6 +96,8 @@ class DiscoverInput(Message):
 
     job_id: str
     settings: JobSettings
+    inline_group: dict[str, Any] | None = None
+    """The VM group when the job was given it whole; else it is looked up by name."""
 
 
 class Excluded(Message):
@@ -162,7 +162,8 @@ class NodeAnswer(Message):
     streams: int
     reachable_datastores: list[str]
     problems: list[str] = Field(default_factory=list)
-    """One line for each export or peer that this node could not reach."""
+    """One line for each export or peer that this node could not reach; `unreachable` has them by datastore."""
+    unreachable: dict[str, str] = Field(default_factory=dict)
 
 
 class AdmitInput(Message):
@@ -191,6 +192,12 @@ class DistributeInput(Message):
     settings: JobSettings
     discovery: Discovery
     nodes: list[NodeAnswer]
+    taken: list[str] = Field(default_factory=list)
+    """VC.GUIDs that run or have ended and stand in no report page yet: a successor plans for the others alone."""
+    report_pages: list[str] = Field(default_factory=list)
+    """Names of the job's objects that hold the reports of the VMs that have ended."""
+    earlier_pages: list[str] = Field(default_factory=list)
+    """Names of the pages of the plan that this one follows."""
 
 
 class NodeRequest(Message):
@@ -222,6 +229,7 @@ class ChildRef(Message):
     name: str
     moref: str
     node: str
+    capacity_bytes: int = 0
     given_by: str = "plan"
     started_at: datetime
 
@@ -331,29 +339,3 @@ class RecordJobInput(Message):
 
     job_id: str
     media_agent: str
-
-
-class VmProgress(Message):
-    """A running VM in the query `progress`."""
-
-    name: str
-    vc_guid: str
-    node: str
-    child_id: str
-    started_at: datetime
-
-
-class JobProgress(Message):
-    """Answer of the query `progress`."""
-
-    job_id: str
-    vm_group: str
-    status: JobStatus
-    stage: str
-    coordinator: str = ""
-    waiting: int = 0
-    running: list[VmProgress] = Field(default_factory=list)
-    totals: JobTotals = Field(default_factory=JobTotals)
-    left_out: list[str] = Field(default_factory=list)
-    recent: list[VmReport] = Field(default_factory=list)
-    rejected_signals: list[str] = Field(default_factory=list)

@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field
 
 from safehaul.messages.base import Message
 from safehaul.messages.job import (
-    BackupJobRequest,
     ChildRef,
     Excluded,
     JobSettings,
@@ -19,6 +18,7 @@ from safehaul.messages.job import (
 from safehaul.messages.plan import (
     PlannedVm,
 )
+from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmReport
 
 
@@ -52,9 +52,19 @@ class LedgerState(BaseModel):
     queues: list[QueueLedger] = Field(default_factory=list)
     running: dict[str, ChildRef] = Field(default_factory=dict)
     totals: JobTotals = Field(default_factory=JobTotals)
+    capacity_bytes: int = 0
+    """Of all VMs that the group selected."""
+    capacity_ended_bytes: int = 0
+    """By the plan, of the VMs that have ended: what is left of the job is told from it."""
     unwritten: list[VmReport] = Field(default_factory=list)
     report_pages: list[str] = Field(default_factory=list)
     recent: list[VmReport] = Field(default_factory=list)
+    plan_pages: list[str] = Field(default_factory=list)
+    """All pages of the plan in force."""
+    plan_epoch: int = 0
+    """The lease under which that plan was made."""
+    unwanted: list[str] = Field(default_factory=list)
+    """Names and VC.GUIDs that a person cancelled and that are in no page loaded so far."""
 
 
 class JobState(Message):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated, Final
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from safehaul.messages.base import Message
 
-PREFIX = "safehaul-snapshot "
+PREFIX: Final = "safehaul-snapshot "
+# Ours is under 500 characters in practice; vCenter keeps some thousand. A longer one is not ours.
+MAX_CHARS: Final = 4096
+
+# Without one of them nobody could tell the owner, so a marker with an empty field is none.
+_Owner = Annotated[str, Field(min_length=1)]
 
 
 class SnapshotMarker(Message):
     """Who made a snapshot, for which VM, in which workflow."""
 
-    installation: str
-    namespace: str
+    installation: _Owner
+    namespace: _Owner
     """UUID of the Temporal namespace."""
-    workflow_id: str
-    first_run_id: str
-    vc_guid: str
+    workflow_id: _Owner
+    first_run_id: _Owner
+    vc_guid: _Owner
 
     def text(self) -> str:
         """The description: one line, the same text for the same marker."""
@@ -27,8 +33,8 @@ class SnapshotMarker(Message):
 
     @classmethod
     def parse(cls, description: str) -> SnapshotMarker | None:
-        """The marker in a description, or None when the snapshot is not provably ours."""
-        if not description.startswith(PREFIX):
+        """The marker in a description; None when the snapshot is not provably ours (foreign, cut, incomplete)."""
+        if not description.startswith(PREFIX) or len(description) > MAX_CHARS:
             return None
         try:
             return cls.model_validate_json(description[len(PREFIX) :])

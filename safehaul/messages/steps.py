@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from safehaul.messages.base import Message
+from safehaul.messages.disks import DiskSelection
 from safehaul.messages.inventory import VmDisk, VmState
 from safehaul.messages.vm import SkippedFile, VmOptions, VmReport
 
@@ -80,7 +81,7 @@ class DiskTransport(Message):
 
     disk: VmDisk
     transport: str
-    """`nas`, or `none` with the reason."""
+    """`nas`; `none` (it cannot go) or `deselected` (the VM group does not want it), each with the reason."""
     reason: str = ""
     export: str = ""
     nfs_version: str = ""
@@ -98,6 +99,7 @@ class CheckTransportInput(Message):
 
     vm: VmRef
     snapshot: SnapshotRef
+    disks: DiskSelection = Field(default_factory=DiskSelection)
 
 
 class TransportReport(Message):
@@ -114,8 +116,13 @@ class TransportReport(Message):
 
     @property
     def skipped(self) -> list[DiskTransport]:
-        """Disks that do not, each with its reason."""
-        return [disk for disk in self.disks if disk.transport != "nas"]
+        """Selected disks that do not, each with its reason."""
+        return [disk for disk in self.disks if disk.transport not in ("nas", "deselected")]
+
+    @property
+    def deselected(self) -> list[DiskTransport]:
+        """Disks that the VM group does not want, each with its reason."""
+        return [disk for disk in self.disks if disk.transport == "deselected"]
 
 
 class SpooledFile(Message):
@@ -194,6 +201,8 @@ class TransferInput(Message):
     transport: DiskTransport
     options: VmOptions
     snapshot_created_at: datetime
+    done_before_bytes: int = 0
+    """Capacity of the VM's disks that have been read already: told with the heartbeats."""
 
 
 class TransferResult(Message):

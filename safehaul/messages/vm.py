@@ -8,6 +8,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from safehaul.messages.base import Message
+from safehaul.messages.disks import DiskSelection
 
 
 class VmStatus(StrEnum):
@@ -40,6 +41,8 @@ class VmOptions(Message):
     """Longest time that a snapshot is held."""
     removal_handover_s: float = REMOVAL_HANDOVER_AFTER_S
     """After this long a stuck removal is handed to RemoveSnapshot."""
+    disks: DiskSelection = Field(default_factory=DiskSelection)
+    """Which disks are wanted."""
 
 
 class BackupVmInput(Message):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import nfs_rs
 
@@ -32,6 +33,8 @@ _KINDS = {
 _PATH_OF_URL = re.compile(r"/[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z|~-]*")
 _AUTO_VERSIONS = ["3", "4.1"]
 _DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o600
+"""As ESXi makes its disks."""
 _FILE_ID_PROBES = 3
 
 
@@ -49,21 +52,11 @@ class NfsClientExport:
         self._files: list[nfs_rs.File] = []
         self._lock = threading.Lock()
         self._tally = ByteTally()
-        versions: list[str] = _AUTO_VERSIONS if definition.version == "auto" else [definition.version]
         try:
-            self._client = nfs_rs.Client.connect(
-                _url(definition),
-                versions=versions,
-                uid=definition.uid,
-                gid=definition.gid,
-                nfs_port=definition.nfs_port,
-                mount_port=definition.mount_port,
-                noresvport=not definition.reserved_port,
-                connect_timeout=definition.connect_timeout_s,
-                operation_timeout=definition.operation_timeout_s,
-            )
+            self._client = _connect(definition, definition.effective_path)
         except (nfs_rs.NfsError, OSError) as error:
-            raise mount_translate(error, definition) from error
+            offered = _offered(definition) if isinstance(error, nfs_rs.NfsMountError) else None
+            raise mount_translate(error, definition, offered) from error
 
     @property
     def version(self) -> str:
@@ -88,7 +81,7 @@ class NfsClientExport:
             check_relative(path)
         found: list[DirectoryEntry] = []
         try:
-            for entry in self._client.scandir(path):
+            for entry in self._scan(path):
                 if len(found) >= MAX_DIRECTORY_ENTRIES:
                     raise PolicyError(
                         f"directory {safe(path)} on {self.definition} "
@@ -135,10 +128,14 @@ class NfsClientExport:
         self._must_not_exist(path, "create")
         try:
             self._client.touch(path, exist_ok=True)
+            if self._regular(path).size:
+                raise AlreadyExistsError(
+                    f"create {safe(path)} on {self.definition}: somebody else just made it"
+                )
+            # nfs-rs creates files that everybody may write; nothing is in this one yet.
+            self._client.chmod(path, _FILE_MODE)
         except (nfs_rs.NfsError, OSError) as error:
             raise translate(error, self.definition, "create", path) from error
-        if self._regular(path).size:
-            raise AlreadyExistsError(f"create {safe(path)} on {self.definition}: somebody else just made it")
         return self.open_write(path)
 
     def open_write(self, path: str) -> NfsWriteFile:
@@ -205,6 +202,20 @@ class NfsClientExport:
         """Close."""
         self.close()
 
+    def _scan(self, path: str) -> Iterator[nfs_rs.DirEntry]:
+        if path or self.version != "4.1":
+            yield from self._client.scandir(path)
+            return
+        # nfs-rs 0.8.7 looks the root up as a name ".", which v4.1 filers refuse (NFS4ERR_BADNAME, RFC 8881 section
+        # 15.1.7): over v4.1 the root is listed from the directory above, by its own name.
+        above, _, name = self.definition.effective_path.rstrip("/").rpartition("/")
+        if not name:
+            raise UnsupportedError(
+                f"{self.definition}: the NFS client cannot list the top of a filer's name space over version 4.1"
+            )
+        with _connect(self.definition, above or "/") as client:
+            yield from client.scandir(name)
+
     def _info(self, path: str) -> nfs_rs.FileInfo:
         check_relative(path)
         try:
@@ -268,10 +279,35 @@ class NfsClientExport:
         )
 
 
-def _url(definition: ExportDefinition) -> str:
+def _connect(definition: ExportDefinition, path: str) -> nfs_rs.Client:
+    """Mount `path` of the filer. Raises NfsError, OSError, and UnsupportedError for a path that cannot be sent."""
+    versions: list[str] = _AUTO_VERSIONS if definition.version == "auto" else [definition.version]
+    return nfs_rs.Client.connect(_url(definition, path), versions=versions, **_options(definition))
+
+
+def _options(definition: ExportDefinition) -> dict[str, Any]:
+    return {
+        "uid": definition.uid,
+        "gid": definition.gid,
+        "nfs_port": definition.nfs_port,
+        "mount_port": definition.mount_port,
+        "noresvport": not definition.reserved_port,
+        "connect_timeout": definition.connect_timeout_s,
+        "operation_timeout": definition.operation_timeout_s,
+    }
+
+
+def _offered(definition: ExportDefinition) -> list[str] | None:
+    """What the filer's v3 mount service lists for this node; None when it does not say."""
+    # Only to make a refusal clearer, so a failure of it is no failure.
+    with contextlib.suppress(nfs_rs.NfsError, OSError):
+        return [entry.path for entry in nfs_rs.list_exports(_url(definition, "/"), **_options(definition))]
+    return None
+
+
+def _url(definition: ExportDefinition, path: str) -> str:
     address = definition.effective_address
     host = f"[{address}]" if ":" in address else address
-    path = definition.effective_path
     # The client puts the path through a URL and sends it to the filer as it comes out: encoded.
     if not _PATH_OF_URL.fullmatch(path):
         raise UnsupportedError(

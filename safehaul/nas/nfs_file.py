@@ -28,6 +28,8 @@ class NfsFile:
         wanted = len(buffer)
         if not wanted:
             return 0
+        # Callers ask for what the file has. Past its end nfs-rs 0.8.7 drops requests in flight, and over v4.1 the filer
+        # then refuses a later one of this connection (NFS4ERR_RETRY_UNCACHED_REP), which is worth another try.
         try:
             count = self._file.readinto_at(buffer, offset_bytes)
         except (nfs_rs.NfsError, OSError) as error:

@@ -45,6 +45,15 @@ class DatastorePath:
         """All but the last component; empty for a file in the datastore's root."""
         return self.relative.rpartition("/")[0]
 
+    @property
+    def parent(self) -> DatastorePath:
+        """The directory that holds it. Raises InvalidInputError for a file in the datastore's root."""
+        return DatastorePath(self.datastore, check_relative(self.directory))
+
+    def child(self, name: str) -> DatastorePath:
+        """A file in this directory. Raises InvalidInputError when `name` is no plain file name."""
+        return DatastorePath(self.datastore, f"{self.relative}/{check_component(name)}")
+
     def sibling(self, name: str) -> DatastorePath:
         """The path of another file in the same directory; `name` is a plain file name from a descriptor.
 

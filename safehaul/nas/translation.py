@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable, Sequence
 
 import nfs_rs
 
@@ -20,13 +22,16 @@ from safehaul.errors import (
 )
 from safehaul.messages.exports import ExportDefinition
 from safehaul.nas.paths import safe
+from safehaul.nas.reaching import mount_refused, no_export, other_version, unreached, wrong_security
 
 # Status names of RFC 1813, 2.6 (NFS3ERR_…) and RFC 8881, 15.1 (NFS4ERR_…), without their prefix.
-_REFUSED = frozenset({"PERM", "ACCES", "ACCESS", "WRONGSEC"})
+_REFUSED = frozenset({"PERM", "ACCES", "ACCESS"})
 _STALE = frozenset({"STALE", "BADHANDLE", "FHEXPIRED", "NOFILEHANDLE", "MOVED"})
 _BUSY = frozenset(
     {"JUKEBOX", "DELAY", "GRACE", "LOCKED", "DENIED", "SHARE_DENIED", "FILE_OPEN", "LAYOUTTRYLATER"}
 )
+_OTHER_VERSION = frozenset({"MINOR_VERS_MISMATCH"})
+_OTHER_SECURITY = frozenset({"WRONGSEC"})
 _FULL = frozenset({"NOSPC", "DQUOT"})
 _LINK = frozenset({"SYMLINK", "LOOP"})
 _TOO_LONG = frozenset({"NAMETOOLONG", "INVAL", "BADCHAR", "BADNAME"})
@@ -42,6 +47,8 @@ def translate(
     if isinstance(error, SafehaulError):
         return error
     place = f"{operation} {safe(path)} on {definition}" if path else f"{operation} {definition}"
+    if explained := unreached(error, place, definition):
+        return explained
     status = _status(error)
     for statuses, make in _BY_STATUS:
         if status in statuses:
@@ -49,9 +56,26 @@ def translate(
     if isinstance(error, nfs_rs.NfsStateLostError):
         # After one stale answer the client refuses every further call on that file by this error.
         return _stale(place, definition)
-    if isinstance(error, nfs_rs.NfsMountError):
-        return _mount_error(error, definition)
     return _by_kind(error, place, status)
+
+
+def mount_translate(
+    error: Exception, definition: ExportDefinition, offered: Sequence[str] | None = None
+) -> SafehaulError:
+    """Make our error of a failed mount: as `translate`, but a missing name is the export itself.
+
+    `offered`: the exports that a v3 filer lists for this node, where it was asked.
+    """
+    if _status(error) == "NOENT":
+        return no_export(definition)
+    if isinstance(error, nfs_rs.NfsMountError):
+        # MOUNT statuses (RFC 1813 section 5.1.5) reach us as text only.
+        text = _text(error).casefold()
+        if "no such" in text or "not a directory" in text:
+            return no_export(definition)
+        if "denied" in text or "not permitted" in text:
+            return mount_refused(definition, offered)
+    return translate(error, definition, "mount")
 
 
 def _by_kind(error: Exception, place: str, status: str) -> SafehaulError:
@@ -67,35 +91,13 @@ def _by_kind(error: Exception, place: str, status: str) -> SafehaulError:
     return ConnectionLostError(f"{place}: {_text(error)}; check that the filer answers from this node")
 
 
-def _mount_error(error: nfs_rs.NfsMountError, definition: ExportDefinition) -> SafehaulError:
-    # MOUNT statuses (RFC 1813 section 5.1.5) reach us as text only.
-    text = _text(error).casefold()
-    if "no such" in text or "not a directory" in text:
-        return _no_export(definition)
-    if "denied" in text or "not permitted" in text:
-        return _refused(f"mount {definition}", definition)
-    return ConnectionLostError(f"mount {definition}: {_text(error)}; check the filer's export and its log")
-
-
-def _no_export(definition: ExportDefinition) -> SafehaulError:
-    return NotFoundError(
-        f"the filer has no such export: {definition}; check address and path of this export's definition "
-        f"against the filer's list of exports"
-    )
-
-
-def mount_translate(error: Exception, definition: ExportDefinition) -> SafehaulError:
-    """Make our error of a failed mount: as `translate`, but a missing name is the export itself."""
-    if _status(error) == "NOENT":
-        return _no_export(definition)
-    return translate(error, definition, "mount")
-
-
 def _refused(place: str, definition: ExportDefinition) -> SafehaulError:
     if definition.mounted_at is not None:
         who = "mount it with root access, and let this process run as a user that may read root's files"
     else:
         who = f"export it to this node with root access (no_root_squash) for uid {definition.uid}"
+        if definition.uid:
+            who = "set uid = 0, and export it to this node with root access (no_root_squash)"
         if not definition.reserved_port:
             who += (
                 ", and either allow unreserved ports (insecure) or set reserved_port = true and run as root"
@@ -111,8 +113,12 @@ def _stale(place: str, _definition: ExportDefinition) -> SafehaulError:
     )
 
 
-def _not_found(place: str, _definition: ExportDefinition) -> SafehaulError:
-    return NotFoundError(f"{place}: no such file or directory")
+def _not_found(place: str, definition: ExportDefinition) -> SafehaulError:
+    message = f"{place}: no such file or directory"
+    if definition.mounted_at is not None and not os.path.ismount(definition.mounted_at):
+        source = f"{definition.effective_address}:{definition.effective_path}"
+        message += f"; nothing is mounted at {definition.mounted_at} on this node: mount {source} there"
+    return NotFoundError(message)
 
 
 def _exists(place: str, _definition: ExportDefinition) -> SafehaulError:
@@ -153,8 +159,10 @@ def _not_empty(place: str, _definition: ExportDefinition) -> SafehaulError:
     return PolicyError(f"{place}: the directory is not empty; somebody else put files there")
 
 
-_BY_STATUS = (
+_BY_STATUS: tuple[tuple[frozenset[str], Callable[[str, ExportDefinition], SafehaulError]], ...] = (
     (_REFUSED, _refused),
+    (_OTHER_SECURITY, wrong_security),
+    (_OTHER_VERSION, other_version),
     (_STALE, _stale),
     (frozenset({"NOENT"}), _not_found),
     (frozenset({"EXIST"}), _exists),
@@ -180,5 +188,8 @@ def _status(error: Exception) -> str:
     return ""
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
+    """What the filer or the kernel said: nfs-rs wraps it in its own words on whether to try again."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return str(error) or type(error).__name__

@@ -11,9 +11,12 @@ HEADS, SECTORS_PER_TRACK = 255, 63
 """The geometry that ESXi writes for SCSI disks; guests do not use it."""
 
 
-def flat_descriptor(extent_name: str, capacity_bytes: int, *, adapter: str = "lsilogic") -> bytes:
+def flat_descriptor(
+    extent_name: str, capacity_bytes: int, *, adapter: str = "lsilogic", uuid: str = ""
+) -> bytes:
     """The descriptor of a disk whose only extent is the flat file `extent_name` beside it.
 
+    `uuid`: 32 hexadecimal digits, dashes allowed, which the guest may know the disk by; without one ESXi makes one.
     Raises InvalidInputError when the capacity is not a whole number of sectors, or the name cannot be quoted.
     """
     if capacity_bytes <= 0 or capacity_bytes % SECTOR_BYTES:
@@ -41,7 +44,17 @@ def flat_descriptor(extent_name: str, capacity_bytes: int, *, adapter: str = "ls
         f'ddb.geometry.cylinders = "{max(1, sectors // (HEADS * SECTORS_PER_TRACK))}"',
         f'ddb.geometry.heads = "{HEADS}"',
         f'ddb.geometry.sectors = "{SECTORS_PER_TRACK}"',
+        *_uuid_line(uuid),
         'ddb.virtualHWVersion = "14"',
         "",
     ]
     return "\n".join(lines).encode()
+
+
+def _uuid_line(uuid: str) -> list[str]:
+    """VMware's form: sixteen bytes with a dash in the middle. What is no UUID is left out: ESXi makes one."""
+    try:
+        pairs = [f"{byte:02x}" for byte in bytes.fromhex(uuid.replace("-", ""))]
+    except ValueError:
+        return []
+    return [f'ddb.uuid = "{" ".join(pairs[:8])}-{" ".join(pairs[8:])}"'] if len(pairs) == 16 else []

@@ -16,6 +16,7 @@ from pyVmomi import vim
 from safehaul.errors import ConfigError, LoginRefusedError, SafehaulError, SessionLostError
 from safehaul.messages.base import Message
 from safehaul.vsphere.faults import HungUpError
+from safehaul.vsphere.rest import RestSession
 from safehaul.vsphere.stub import DEFAULT_PATH, Endpoint, Stub, negotiate_version
 from safehaul.vsphere.tls import Trust
 
@@ -75,7 +76,7 @@ class VCenter:
         thumbprint_sha256: str | None = None,
         insecure: bool = False,
         timeout_s: float = 60.0,
-        max_concurrency: int = 8,
+        max_concurrent_calls: int = 8,
     ) -> None:
         """Opens nothing yet.
 
@@ -91,7 +92,7 @@ class VCenter:
             thumbprint_sha256: the certificate itself, 64 hexadecimal digits, colons allowed.
             insecure: accept any certificate; logged as a warning.
             timeout_s: for connecting, and for each wait for an answer.
-            max_concurrency: calls in flight at the same time.
+            max_concurrent_calls: calls in flight at the same time; more wait their turn for at most `timeout_s`.
 
         Raises:
             ConfigError: the address, thumbprint or CA file is wrong.
@@ -105,11 +106,12 @@ class VCenter:
         self._trust = Trust(ca_file, thumbprint_sha256 or "", insecure)
         self._trust.context()  # a bad CA file shows now and not in the night
         self._timeout_s = timeout_s
-        self._max_concurrency = max_concurrency
+        self._max_concurrent_calls = max_concurrent_calls
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._generation = 0
         self._refused: str | None = None
+        self._rest = RestSession(self._endpoint, self._trust, user, password, timeout_s)
         if insecure:
             log.warning("vCenter %s: certificate verification is off (insecure = true)", name)
 
@@ -178,10 +180,21 @@ class VCenter:
             full_name=about.fullName or "",
         )
 
+    def rest(self) -> RestSession:
+        """The REST endpoint of the same vCenter, with a session of its own that the first call opens.
+
+        Raises:
+            LoginRefusedError: the credentials have been refused already: they are not tried there too.
+        """
+        if self._refused is not None:
+            raise LoginRefusedError(self._refused)
+        return self._rest
+
     def close(self) -> None:
         """Logs out and closes the connections; later calls log in again. Never raises."""
         with self._lock:
             session, self._session = self._session, None
+        self._rest.close()
         if session is None:
             return
         try:
@@ -220,7 +233,7 @@ class VCenter:
             self._trust,
             version=version,
             timeout_s=self._timeout_s,
-            max_concurrency=self._max_concurrency,
+            max_concurrent_calls=self._max_concurrent_calls,
         )
         try:
             content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()

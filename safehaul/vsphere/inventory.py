@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from pydantic import Field
 from pyVmomi import vim
 
 from safehaul.messages.base import Message
-from safehaul.messages.inventory import NasVolume, Unidentified, UnidentifiedReason, VmDisk, VmRecord
+from safehaul.messages.inventory import (
+    InventoryDetail,
+    NasVolume,
+    Unidentified,
+    UnidentifiedReason,
+    VmDisk,
+    VmRecord,
+)
 from safehaul.vsphere.client import Session, VCenter
 from safehaul.vsphere.devices import disks
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.names import unescape
 from safehaul.vsphere.properties import PAGE_SIZE, Properties, read_object, read_objects, walk
 from safehaul.vsphere.snapshot_tree import snapshot_nodes
+from safehaul.vsphere.tags import tags_of
 from safehaul.vsphere.topology import Topology
 
 __all__ = ["Inventory", "Unidentified", "all_nas_volumes", "discover", "method_names", "nas_volumes"]
@@ -44,6 +52,9 @@ _VM_PATHS: Final = [
     "config.hardware.device",
 ]
 
+_ATTRIBUTE_PATH: Final = "customValue"
+# A reason names so many of the VMs that share a VC.GUID, of which there may be thousands.
+_TWINS_NAMED: Final = 5
 _DATASTORE_PATHS: Final = ["name", "summary", "info"]
 
 
@@ -57,7 +68,11 @@ class Inventory(Message):
 
 
 def discover(
-    vcenter: VCenter, *, page_size: int = PAGE_SIZE, heartbeat: Callable[[], None] | None = None
+    vcenter: VCenter,
+    *,
+    details: Collection[InventoryDetail] = (),
+    page_size: int = PAGE_SIZE,
+    heartbeat: Callable[[], None] | None = None,
 ) -> Inventory:
     """Every VM and template of a vCenter.
 
@@ -66,6 +81,7 @@ def discover(
 
     Args:
         vcenter: the session.
+        details: what else to read: custom attributes, and tags, which need the REST endpoint.
         page_size: VMs a round trip.
         heartbeat: called once a page; may raise to stop.
 
@@ -74,25 +90,51 @@ def discover(
     """
     instance_uuid = vcenter.about().instance_uuid
     # Records are made page by page: pyVmomi's objects of 10,000 VMs would fill the memory.
-    return vcenter.read(lambda session: _discover(session, vcenter.name, instance_uuid, page_size, heartbeat))
+    wants_attributes = InventoryDetail.ATTRIBUTES in details
+    found = vcenter.read(
+        lambda session: _discover(
+            session, vcenter.name, instance_uuid, wants_attributes, page_size, heartbeat
+        )
+    )
+    return _with_tags(vcenter, found, heartbeat) if InventoryDetail.TAGS in details else found
+
+
+def _with_tags(vcenter: VCenter, found: Inventory, heartbeat: Callable[[], None] | None) -> Inventory:
+    known = [each.record for each in found.unidentified if each.record is not None]
+    tags = tags_of(vcenter.rest(), [each.moref for each in (*found.records, *known)], heartbeat)
+
+    def tagged(record: VmRecord) -> VmRecord:
+        return record.model_copy(update={"tags": tags[record.moref]}) if record.moref in tags else record
+
+    return Inventory(
+        records=[tagged(each) for each in found.records],
+        unidentified=[
+            each.model_copy(update={"record": tagged(each.record)}) if each.record else each
+            for each in found.unidentified
+        ],
+    )
 
 
 def _discover(
     session: Session,
     vcenter_name: str,
     instance_uuid: str,
+    wants_attributes: bool,
     page_size: int,
     heartbeat: Callable[[], None] | None,
 ) -> Inventory:
     topology = Topology.read(session, heartbeat)
+    fields = _attribute_names(session) if wants_attributes else {}
+    paths = [*_VM_PATHS, _ATTRIBUTE_PATH] if wants_attributes else _VM_PATHS
     by_guid: dict[str, list[VmRecord]] = {}
     unidentified: list[Unidentified] = []
-    for found in walk(session, {vim.VirtualMachine: _VM_PATHS}, page_size=page_size, heartbeat=heartbeat):
-        refused = _identify_failure(found, vcenter_name, topology)
-        if refused is not None:
-            unidentified.append(refused)
+    for found in walk(session, {vim.VirtualMachine: paths}, page_size=page_size, heartbeat=heartbeat):
+        state = _reason(found, str(found.get("runtime.connectionState", "unknown")))
+        vc_guid = "" if state else f"{instance_uuid}.{found.get('config.instanceUuid')}"
+        record = _record(found, vcenter_name, vc_guid, topology, fields)
+        if state is not None:
+            unidentified.append(_unidentified(record, *state))
             continue
-        record = _record(found, vcenter_name, instance_uuid, topology)
         # A VM that moves between folders while a walk goes on may be met twice.
         if all(each.moref != record.moref for each in by_guid.setdefault(record.vc_guid, [])):
             by_guid[record.vc_guid].append(record)
@@ -103,22 +145,29 @@ def _discover(
     return Inventory(records=unique, unidentified=sorted(unidentified, key=lambda each: each.moref))
 
 
-def _identify_failure(found: Properties, vcenter_name: str, topology: Topology) -> Unidentified | None:
-    """Why a VM cannot become a record, or None when it can."""
-    connection = str(found.get("runtime.connectionState", "unknown"))
-    state = _reason(found, connection)
-    if state is None:
-        return None
-    kind, reason = state
+def _attribute_names(session: Session) -> dict[int, str]:
+    """Custom attributes by key. Their values come with each VM."""
+    manager = session.content.customFieldsManager
+    if manager is None:
+        return {}
+    found = read_object(session, vim.CustomFieldsManager, moref(manager), ["field"])
+    return {int(each.key): str(each.name) for each in found.get("field") or []}
+
+
+def _unidentified(
+    record: VmRecord, kind: UnidentifiedReason, reason: str, *, vc_guid: str = ""
+) -> Unidentified:
     return Unidentified(
-        moref=found.moref,
-        name=unescape(str(found.get("name", ""))),
+        moref=record.moref,
+        name=record.name,
         kind=kind,
         reason=reason,
-        vcenter=vcenter_name,
-        connection_state=connection,
-        datacenter=topology.datacenter(found.get("parent")),
-        folder=topology.folder_path(found.get("parent")),
+        vcenter=record.vcenter,
+        connection_state=record.connection_state,
+        datacenter=record.datacenter,
+        folder=record.folder,
+        vc_guid=vc_guid,
+        record=record,
     )
 
 
@@ -140,12 +189,14 @@ def _reason(found: Properties, connection: str) -> tuple[UnidentifiedReason, str
     )
 
 
-def _record(found: Properties, vcenter_name: str, instance_uuid: str, topology: Topology) -> VmRecord:
+def _record(
+    found: Properties, vcenter_name: str, vc_guid: str, topology: Topology, fields: dict[int, str]
+) -> VmRecord:
     host, parent = found.get("runtime.host"), found.get("parent")
     snapshot = found.get("snapshot")
     disk_list: list[VmDisk] = disks(found.get("config.hardware.device"))
     return VmRecord(
-        vc_guid=f"{instance_uuid}.{found.get('config.instanceUuid')}",
+        vc_guid=vc_guid,
         vcenter=vcenter_name,
         moref=found.moref,
         name=unescape(str(found.get("name", ""))),
@@ -161,7 +212,7 @@ def _record(found: Properties, vcenter_name: str, instance_uuid: str, topology: 
         host=topology.name(host),
         host_moref=moref(host),
         cluster=topology.cluster(host),
-        resource_pool=topology.name(found.get("parentVApp") or found.get("resourcePool")),
+        resource_pool=topology.pool_path(found.get("parentVApp") or found.get("resourcePool")),
         vmx_path=str(found.get("config.files.vmPathName", "")),
         datastores=sorted(topology.name(each) for each in found.get("datastore") or []),
         disks=disk_list,
@@ -170,21 +221,22 @@ def _record(found: Properties, vcenter_name: str, instance_uuid: str, topology: 
         snapshot_count=len(snapshot_nodes(snapshot)),
         disabled_methods=method_names(found.get("disabledMethod")),
         change_version=str(found.get("config.changeVersion", "")),
+        attributes={
+            fields[each.key]: str(each.value)
+            for each in found.get(_ATTRIBUTE_PATH) or []
+            if each.key in fields and isinstance(each, vim.CustomFieldsManager.StringValue) and each.value
+        },
     )
 
 
 def _duplicates(same: list[VmRecord]) -> list[Unidentified]:
-    named = ", ".join(f"{each.name!r} ({each.moref})" for each in same)
+    named = ", ".join(f"{each.name!r} ({each.moref})" for each in same[:_TWINS_NAMED])
+    more = f" and {len(same) - _TWINS_NAMED} more" if len(same) > _TWINS_NAMED else ""
     return [
-        Unidentified(
-            moref=each.moref,
-            name=each.name,
-            kind=UnidentifiedReason.DUPLICATE,
-            reason=f"VC.GUID {each.vc_guid} belongs to several VMs: {named}: give all but one a new vc.uuid",
-            vcenter=each.vcenter,
-            connection_state=each.connection_state,
-            datacenter=each.datacenter,
-            folder=each.folder,
+        _unidentified(
+            each,
+            UnidentifiedReason.DUPLICATE,
+            f"VC.GUID {each.vc_guid} belongs to several VMs: {named}{more}: give all but one a new vc.uuid",
             vc_guid=each.vc_guid,
         )
         for each in same

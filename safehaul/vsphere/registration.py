@@ -30,6 +30,8 @@ _PLACE_PATHS: Final[dict[Any, list[str]]] = {
     vim.Datacenter: ["name", "vmFolder", "hostFolder", "datastore"],
     vim.Folder: ["name", "parent"],
     vim.ComputeResource: ["name", "parent", "resourcePool", "datastore"],
+    vim.HostSystem: ["name", "parent"],
+    vim.ResourcePool: ["name", "owner"],
     vim.Datastore: ["name"],
 }
 
@@ -37,15 +39,24 @@ _PLACE_PATHS: Final[dict[Any, list[str]]] = {
 class Place:
     """Where a VM will stand: a folder and a resource pool of one datacentre."""
 
-    def __init__(self, folder: str, pool: str, datacenter: str) -> None:
-        """Takes morefs, and the datacentre's name."""
+    def __init__(self, folder: str, pool: str, datacenter: str, *, compute: str = "", host: str = "") -> None:
+        """Takes morefs, and the datacentre's name. `compute`: the cluster or lone host; `host` empty: any of it."""
         self.folder = folder
         self.pool = pool
         self.datacenter = datacenter
+        self.compute = compute
+        self.host = host
 
 
 def find_place(
-    vcenter: VCenter, datastore: str, *, folder: str = "", cluster: str = "", datacenter: str = ""
+    vcenter: VCenter,
+    datastore: str,
+    *,
+    folder: str = "",
+    cluster: str = "",
+    datacenter: str = "",
+    resource_pool: str = "",
+    host: str = "",
 ) -> Place:
     """Chooses folder and resource pool for a VM on a datastore.
 
@@ -55,10 +66,12 @@ def find_place(
         folder: path below the datacentre's `vm` folder, as `VmRecord.folder` has it; empty for that folder itself.
         cluster: of a cluster or lone host; by default the first by name that mounts the datastore.
         datacenter: needed when several datacentres have a datastore of this name.
+        resource_pool: name of a pool of that cluster; by default its root pool.
+        host: name of a host of that cluster; by default vCenter chooses.
 
     Raises:
-        NotFoundError: there is no such datacentre, datastore, folder or cluster.
-        InvalidInputError: several datacentres fit.
+        NotFoundError: there is no such datacentre, datastore, folder, cluster, host or resource pool.
+        InvalidInputError: several datacentres or pools fit.
     """
     objects = {each.moref: each for each in vcenter.read(lambda session: list(walk(session, _PLACE_PATHS)))}
     names = {found: unescape(str(each.get("name", ""))) for found, each in objects.items()}
@@ -74,10 +87,39 @@ def find_place(
         and store in {moref(mounted) for mounted in each.get("datastore") or []}
         and cluster in {"", names[each.moref]}
     ]
+    hosts = [each for each in objects.values() if each.kind == "HostSystem" and names[each.moref] == host]
+    if host:
+        owners = {moref(each.get("parent")) for each in hosts}
+        pools = [each for each in pools if each.moref in owners]
     if not pools:
-        wanted = f"cluster {cluster!r}" if cluster else "a cluster or host"
+        wanted = f"cluster {cluster!r}" if cluster else f"host {host!r}" if host else "a cluster or host"
         raise NotFoundError(f"datacentre {names[centre.moref]!r} has not {wanted} that mounts {datastore!r}")
-    return Place(parent, moref(pools[0].get("resourcePool")), names[centre.moref])
+    chosen = pools[0]
+    return Place(
+        parent,
+        _pool(objects, names, chosen, resource_pool),
+        names[centre.moref],
+        compute=chosen.moref,
+        host=next((each.moref for each in hosts if moref(each.get("parent")) == chosen.moref), ""),
+    )
+
+
+def _pool(objects: dict[str, Properties], names: dict[str, str], compute: Properties, wanted: str) -> str:
+    if not wanted:
+        return moref(compute.get("resourcePool"))
+    own = [
+        each
+        for each in objects.values()
+        if each.kind in {"ResourcePool", "VirtualApp"} and moref(each.get("owner")) == compute.moref
+    ]
+    found = [each.moref for each in own if names[each.moref] == wanted]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(sorted({repr(names[each.moref]) for each in own}))
+    where = f"cluster {names[compute.moref]!r}"
+    if found:
+        raise InvalidInputError(f"{where} has {len(found)} resource pools {wanted!r}: rename all but one")
+    raise NotFoundError(f"{where} has no resource pool {wanted!r}; it has: {known}")
 
 
 def _datacenter(
@@ -148,7 +190,7 @@ def register(
     path = str(parse_datastore_path(vmx_path))
     if not 1 <= len(name) <= _MAX_NAME_CHARS or not name.isprintable():
         raise InvalidInputError(f"VM name {name[:100]!r}: 1 to {_MAX_NAME_CHARS} printable characters")
-    _refuse_existing(vcenter, place, path, name)
+    refuse_existing(vcenter, place, path, name)
     try:
         task = vcenter.mutate(
             lambda session: session.managed(vim.Folder, place.folder).RegisterVM_Task(
@@ -156,6 +198,7 @@ def register(
                 name=escape(name),
                 asTemplate=False,
                 pool=session.managed(vim.ResourcePool, place.pool),
+                host=session.managed(vim.HostSystem, place.host) if place.host else None,
             )
         )
         return moref(wait(vcenter, moref(task), heartbeat, timeout_s=timeout_s))
@@ -193,12 +236,17 @@ def _registered(vcenter: VCenter) -> list[Properties]:
     return vcenter.read(lambda session: list(walk(session, paths)))
 
 
-def _refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> None:
+def refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> None:
+    """Makes sure that a VM can be registered from a .vmx under a name.
+
+    Raises:
+        AlreadyExistsError: the .vmx is registered, or the folder has a VM of that name (whatever its case).
+    """
     for each in _registered(vcenter):
         other = unescape(str(each.get("name", "")))
         if str(each.get("summary.config.vmPathName", "")) == path:
             raise AlreadyExistsError(
-                f"{path} is registered already, as {other!r} ({each.moref}): unregister it"
+                f"{path} is registered already, as {other!r} ({each.moref}): choose another name, or unregister it"
             )
         # vCenter compares names without case.
         if moref(each.get("parent")) == place.folder and other.casefold() == name.casefold():
@@ -234,48 +282,4 @@ def power_off(vcenter: VCenter, vm_moref: str, heartbeat: Heartbeat = no_heartbe
     if vcenter.read(state) == "poweredOff":
         return
     task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm_moref).PowerOffVM_Task())
-    wait(vcenter, moref(task), heartbeat)
-
-
-def reconfigure_add_disk(
-    vcenter: VCenter,
-    vm_moref: str,
-    disk_path: str,
-    *,
-    controller_key: int,
-    unit_number: int,
-    heartbeat: Heartbeat = no_heartbeat,
-) -> None:
-    """Attaches an existing disk to a VM. Attached already at that place, it is no error.
-
-    Args:
-        vcenter: the session.
-        vm_moref: the VM's.
-        disk_path: datastore path of the descriptor.
-        controller_key: device key of the VM's controller.
-        unit_number: place on that controller.
-        heartbeat: told the task's progress.
-
-    Raises:
-        AlreadyExistsError: another device is at that place.
-        NotFoundError: no such VM.
-    """
-    path = str(parse_datastore_path(disk_path))
-    device_path = "config.hardware.device"
-    found = vcenter.read(lambda session: read_object(session, vim.VirtualMachine, vm_moref, [device_path]))
-    for device in found.get(device_path) or []:
-        if device.controllerKey == controller_key and device.unitNumber == unit_number:
-            if getattr(device.backing, "fileName", None) == path:
-                return
-            raise AlreadyExistsError(f"{vm_moref} has another device at {controller_key}:{unit_number}")
-    disk = vim.vm.device.VirtualDisk(
-        key=-1,
-        controllerKey=controller_key,
-        unitNumber=unit_number,
-        capacityInKB=0,
-        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(fileName=path, diskMode="persistent"),
-    )
-    change = vim.vm.device.VirtualDeviceSpec(operation="add", device=disk)
-    spec = vim.vm.ConfigSpec(deviceChange=[change])
-    task = vcenter.mutate(lambda session: session.managed(vim.VirtualMachine, vm_moref).ReconfigVM_Task(spec))
     wait(vcenter, moref(task), heartbeat)

@@ -47,7 +47,7 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
         *,
         version: str,
         timeout_s: float,
-        max_concurrency: int,
+        max_concurrent_calls: int,
     ) -> None:
         """Makes a stub; no connection is opened.
 
@@ -56,21 +56,21 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
             trust: how its certificate is verified.
             version: pyVmomi's name of the API version to speak.
             timeout_s: for connecting, and for each wait for bytes.
-            max_concurrency: calls at the same time; more wait their turn for at most `timeout_s`.
+            max_concurrent_calls: calls at the same time; more wait their turn for at most `timeout_s`.
         """
         super().__init__(
             host=endpoint.host,
             port=endpoint.port,
             path=endpoint.path,
             version=version,
-            poolSize=max_concurrency,
+            poolSize=max_concurrent_calls,
             sslContext=trust.context(),
             httpConnectionTimeout=timeout_s,
             connectionPoolTimeout=_IDLE_CONNECTION_S,
         )
         self.scheme = connection_class(trust, str(endpoint))
         self._vcenter_name = endpoint.name
-        self._turn = threading.BoundedSemaphore(max_concurrency)
+        self._turn = threading.BoundedSemaphore(max_concurrent_calls)
         self._timeout_s = timeout_s
 
     def retire(self) -> None:
@@ -91,6 +91,14 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]  # pyVmomi has no types: its 
             raise translate(error, what) from error
         finally:
             self._turn.release()
+
+    def InvokeAccessor(self, mo: Any, info: Any) -> Any:  # noqa: N802 - pyVmomi's name
+        """What `managed_object.property` would call: refused, since it makes a round trip for each property, and
+        breaks on an unset or unknown value (vmware-facts 17). It is a defect of the caller.
+        """
+        raise TypeError(
+            f"{info.name} of {describe(mo)} is read as an attribute: ask safehaul.vsphere.properties for it"
+        )
 
 
 def negotiate_version(endpoint: Endpoint, trust: Trust, timeout_s: float) -> str:

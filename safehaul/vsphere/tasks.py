@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pyVmomi import vim
 
 from safehaul.errors import BusyError, ConnectionLostError, NotFoundError, SafehaulError, SessionLostError
 from safehaul.vsphere.client import Session, VCenter
-from safehaul.vsphere.faults import describe, translate
+from safehaul.vsphere.faults import translate
 from safehaul.vsphere.properties import Properties, read_object, read_objects
 
 Heartbeat = Callable[[int | None], None]
@@ -22,6 +23,33 @@ _FIRST_POLL_S: Final = 0.1
 _LAST_POLL_S: Final = 2.0
 # A vCenter that restarts is away for some minutes, and the task on the host goes on.
 _OUTAGE_S: Final = 300.0
+# Part by part, and not `info` as a whole: it also names the task's object, which some servers give a type that
+# the API does not allow there (the snapshot of a removal, where an entity of the inventory must stand).
+_RUNNING_PATHS: Final = ["info.state", "info.name", "info.descriptionId"]
+_INFO_PATHS: Final = [
+    "info.state",
+    "info.progress",
+    "info.result",
+    "info.error",
+    "info.descriptionId",
+    "info.entityName",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """Where a task is."""
+
+    state: str
+    """`queued`, `running`, `success` or `error`."""
+    progress: int | None
+    """Percent."""
+    result: Any
+    """A managed object, a data object or None."""
+    error: Any
+    """The fault of a task that failed."""
+    what: str
+    """The operation and its object, for messages."""
 
 
 def no_heartbeat(_progress: int | None) -> None:
@@ -76,7 +104,7 @@ def wait(
             if info.state == "success":
                 return info.result
             if info.state == "error":
-                raise translate(info.error, _what(vcenter, task_moref, info))
+                raise translate(info.error, info.what)
         if time.monotonic() >= deadline:
             state = info.state if info is not None else "out of reach"
             raise BusyError(
@@ -88,21 +116,30 @@ def wait(
         interval_s = min(interval_s * 1.5, poll_s)
 
 
-def task_info(vcenter: VCenter, task_moref: str) -> Any:
-    """`TaskInfo` of a task.
+def task_info(vcenter: VCenter, task_moref: str) -> TaskInfo:
+    """Where a task is now.
 
     Raises:
         NotFoundError: vCenter has forgotten it (some minutes after its end), or tells nothing of it.
         PermissionRefusedError: the account may not see it.
+        UnreadableAnswerError: its result or fault is of a kind that this client does not know.
     """
-    found = vcenter.read(lambda session: read_object(session, vim.Task, task_moref, ["info"]))
-    found.require("info")
-    info = found.get("info")
-    if info is None:
+    found = vcenter.read(lambda session: read_object(session, vim.Task, task_moref, _INFO_PATHS))
+    found.require("info.state")
+    state = found.get("info.state")
+    if state is None:
         raise NotFoundError(
             f"task {task_moref} (vCenter {vcenter.name}) tells nothing: it is over and forgotten"
         )
-    return info
+    found.require("info.result", "info.error")
+    operation, name = found.get("info.descriptionId", "task"), str(found.get("info.entityName", ""))
+    return TaskInfo(
+        state=str(state),
+        progress=found.get("info.progress"),
+        result=found.get("info.result"),
+        error=found.get("info.error"),
+        what=f"{operation} on {name!r} ({task_moref}, vCenter {vcenter.name})",
+    )
 
 
 def cancel(vcenter: VCenter, task_moref: str) -> None:
@@ -138,7 +175,7 @@ def running_snapshot_tasks(vcenter: VCenter, vm_moref: str) -> list[str]:
 def running_snapshot_tasks_of(vcenter: VCenter, recent_tasks: list[Any]) -> list[str]:
     """The same from a VM's `recentTask`; tasks that vCenter has just forgotten are not running."""
     tasks = vcenter.read(lambda session: _readable_tasks(session, recent_tasks))
-    return [each.moref for each in tasks if _is_running_snapshot_task(each.get("info"))]
+    return [each.moref for each in tasks if _is_running_snapshot_task(each)]
 
 
 def wait_out_snapshot_tasks(
@@ -178,27 +215,22 @@ def wait_out_snapshot_tasks(
 
 def _readable_tasks(session: Session, tasks: list[Any]) -> list[Properties]:
     try:
-        return read_objects(session, tasks, {vim.Task: ["info"]})
+        return read_objects(session, tasks, {vim.Task: _RUNNING_PATHS})
     except NotFoundError:
         found: list[Properties] = []
         for task in tasks:
             # The forgotten one spoils the answer for the others, so each is asked for alone.
             with contextlib.suppress(NotFoundError):
-                found += read_objects(session, [task], {vim.Task: ["info"]})
+                found += read_objects(session, [task], {vim.Task: _RUNNING_PATHS})
         return found
 
 
-def _is_running_snapshot_task(info: Any) -> bool:
-    if info is None or info.state not in {"queued", "running"}:
+def _is_running_snapshot_task(task: Properties) -> bool:
+    if task.get("info.state") not in {"queued", "running"}:
         return False
     # `VirtualMachine.createSnapshot`, `vm.Snapshot.remove`, `VirtualMachine.consolidateDisks`, …: ids differ
     # between versions, so the words decide.
-    method = getattr(getattr(info.name, "info", None), "wsdlName", None) or getattr(info.name, "name", None)
-    words = f"{info.descriptionId} {method}".lower()
+    name = task.get("info.name")
+    method = getattr(getattr(name, "info", None), "wsdlName", None) or getattr(name, "name", None)
+    words = f"{task.get('info.descriptionId')} {method}".lower()
     return "snapshot" in words or "consolidate" in words
-
-
-def _what(vcenter: VCenter, task_moref: str, info: Any) -> str:
-    entity = describe(info.entity) if info.entity is not None else "?"
-    where = f"{task_moref}, vCenter {vcenter.name}"
-    return f"{info.descriptionId or 'task'} on {entity} {str(info.entityName or '')!r} ({where})"

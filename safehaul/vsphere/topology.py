@@ -20,6 +20,7 @@ _PATHS: Final[dict[Any, list[str]]] = {
     vim.ResourcePool: ["name", "parent", "owner"],
     vim.Datastore: ["name", "parent"],
 }
+_POOLS: Final = {"ResourcePool", "VirtualApp"}
 # A tree deeper than this is a loop.
 _MAX_DEPTH: Final = 200
 
@@ -65,6 +66,17 @@ class Topology:
         if owner is None or owner.kind != "ClusterComputeResource":
             return ""
         return unescape(str(owner.get("name", "")))
+
+    def pool_path(self, reference: Any) -> str:
+        """Path of a resource pool or vApp below the root pool of its cluster or host; empty for that root."""
+        components: list[str] = []
+        for each in self._above(reference):
+            if each.kind not in _POOLS:
+                # The last one was the root pool, which people do not see.
+                components = components[:-1]
+                break
+            components.append(path_component(str(each.get("name", ""))))
+        return "/".join(reversed(components))
 
     def of_kind(self, *kinds: str) -> list[Properties]:
         """All objects of some classes (by their exact class)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from lab.esx.api import FaultRule
@@ -14,22 +12,18 @@ from safehaul.errors import (
     NotFoundError,
     PermissionRefusedError,
 )
-from safehaul.vsphere import registration
+from safehaul.vsphere import registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore
 from safehaul.vsphere.inventory import discover
-from tests.contract.vcenter_server import LabServer, lab_server
+from safehaul.vsphere.vm_disks import DiskChange
+from tests.contract.lab_server import LabServer
+from tests.contract.vcenter_server import Ability, Server, vm_named
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    with lab_server(tmp_path_factory.mktemp("lab")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def vcenter(lab: LabServer) -> VCenter:
-    return lab.connect(user="root@vsphere.local")
+def vcenter(server: Server) -> VCenter:
+    return server.administrator()
 
 
 def test_a_place_is_found_by_datastore_folder_and_cluster(vcenter: VCenter) -> None:
@@ -61,24 +55,34 @@ def test_datastores_are_found_by_name(vcenter: VCenter) -> None:
         find_datastore(vcenter, "lead")
 
 
-def test_a_vm_is_unregistered_and_registered_under_another_name(lab: LabServer, vcenter: VCenter) -> None:
-    off = lab.vm("off")
+def test_a_vm_is_unregistered_and_registered_elsewhere(server: Server, vcenter: VCenter) -> None:
+    off = vm_named(server, "off")
+    name = "off / 50% restored" if Ability.NEW_NAME in server.abilities else off.name
     place = registration.find_place(vcenter, "gold", folder="prod/web")
     with pytest.raises(AlreadyExistsError, match="registered already"):
         registration.register(vcenter, place, off.vmx_path, "restored")
     registration.unregister(vcenter, off.moref)
     registration.unregister(vcenter, off.moref)
+    assert registration.find_registered(vcenter, off.vmx_path) is None
     with pytest.raises(AlreadyExistsError, match="choose another name"):
         registration.register(vcenter, place, off.vmx_path, "WEB 100% / blue")
-    moref = registration.register(vcenter, place, off.vmx_path, "off / 50% restored")
-    assert registration.find_registered(vcenter, off.vmx_path) == (moref, "off / 50% restored")
+    moref = registration.register(vcenter, place, off.vmx_path, name)
+    assert registration.find_registered(vcenter, off.vmx_path) == (moref, name)
     record = next(each for each in discover(vcenter).records if each.moref == moref)
-    assert (record.name, record.folder) == ("off / 50% restored", "prod/web")
+    assert (record.name, record.folder) == (name, "prod/web")
+    assert (record.cluster, record.vmx_path) == ("cluster-a", off.vmx_path)
     assert record.power_state == "poweredOff"
 
 
-def test_a_lost_answer_of_registration_finds_the_vm(lab: LabServer, vcenter: VCenter) -> None:
-    golden = lab.vm("golden")
+def test_a_vmx_that_does_not_exist_is_not_found(vcenter: VCenter) -> None:
+    place = registration.find_place(vcenter, "gold")
+    with pytest.raises(NotFoundError):
+        registration.register(vcenter, place, "[gold] nobody/nobody.vmx", "nobody")
+    assert registration.find_registered(vcenter, "[gold] nobody/nobody.vmx") is None
+
+
+def test_a_lost_answer_of_registration_finds_the_vm(lab: LabServer) -> None:
+    vcenter, golden = lab.administrator(), lab.vm("golden")
     registration.unregister(vcenter, golden.moref)
     place = registration.find_place(vcenter, "gold")
     lab.hosts.add_fault(FaultRule(operation="RegisterVM", effect="drop-after-start"))
@@ -87,9 +91,9 @@ def test_a_lost_answer_of_registration_finds_the_vm(lab: LabServer, vcenter: VCe
 
 
 def test_a_running_vm_is_not_unregistered_and_power_off_is_idempotent(
-    lab: LabServer, vcenter: VCenter
+    server: Server, vcenter: VCenter
 ) -> None:
-    split = lab.vm("split")
+    split = vm_named(server, "split")
     with pytest.raises(BusyError):
         registration.unregister(vcenter, split.moref)
     registration.power_off(vcenter, split.moref)
@@ -98,20 +102,26 @@ def test_a_running_vm_is_not_unregistered_and_power_off_is_idempotent(
     assert registration.find_registered(vcenter, split.vmx_path) is None
 
 
-def test_a_disk_is_attached_once(lab: LabServer, vcenter: VCenter) -> None:
-    target, source = lab.vm("数据库"), lab.vm("web 100% / blue")
+def test_a_disk_is_attached_once(server: Server, vcenter: VCenter) -> None:
+    target, source = vm_named(server, "数据库"), vm_named(server, "web 100% / blue")
     registration.power_off(vcenter, source.moref)
     registration.unregister(vcenter, source.moref)
     disk, controller = source.disks[0].path, target.disks[0].controller_key
     for _ in range(2):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, disk, controller_key=controller, unit_number=9
-        )
-    assert [each.path for each in lab.vm("数据库").disks].count(disk) == 1
+        vm_disks.change_disks(vcenter, target.moref, [DiskChange(controller, 9, "", disk)])
+    attached = [each for each in vm_named(server, "数据库").disks if each.path == disk]
+    assert [(each.controller_key, each.unit_number) for each in attached] == [(controller, 9)]
     with pytest.raises(AlreadyExistsError):
-        registration.reconfigure_add_disk(
-            vcenter, target.moref, "[gold] other/other.vmdk", controller_key=controller, unit_number=9
+        vm_disks.change_disks(
+            vcenter, target.moref, [DiskChange(controller, 9, "", "[gold] other/other.vmdk")]
         )
+
+
+def test_a_disk_that_does_not_exist_is_not_attached(server: Server, vcenter: VCenter) -> None:
+    target = vm_named(server, "数据库")
+    change = DiskChange(target.disks[0].controller_key, 10, "", "[gold] other/other.vmdk")
+    with pytest.raises(NotFoundError):
+        vm_disks.change_disks(vcenter, target.moref, [change])
 
 
 @pytest.mark.parametrize("path", ["[gold] ../x.vmx", "x.vmx", "[gold] a\nb.vmx"])

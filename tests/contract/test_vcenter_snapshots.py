@@ -1,99 +1,86 @@
-"""Goal: asked any number of times, in any trouble, there is one snapshot of ours, then none, others untouched."""
+"""Goal: asked any number of times there is one snapshot of ours, then none, and others' are untouched."""
 
 from __future__ import annotations
 
 import datetime as dt
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from lab.esx.api import FaultRule
-from safehaul.errors import (
-    BusyError,
-    InvalidInputError,
-    NotFoundError,
-    PermanentError,
-    PermissionRefusedError,
-    TransientError,
-)
-from safehaul.messages.inventory import VmState
-from safehaul.messages.snapshots import RemovalRecord
-from safehaul.vsphere import tasks
+from safehaul.errors import InvalidInputError, NotFoundError, PermanentError
 from safehaul.vsphere.client import VCenter
-from safehaul.vsphere.marker import marker
 from safehaul.vsphere.removal import remove, start_remove
 from safehaul.vsphere.snapshots import create, find, find_all, tree
-from safehaul.vsphere.vms import snapshot_disks, vm_state
-from tests.contract.vcenter_server import SERVERS, LabServer, Server, lab_server
-
-NAME = "safehaul-nightly-1"
-OURS = marker("site", "namespace", "backup-vm/1", "run-1", "vc.vm")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
-    with lab_server(tmp_path_factory.mktemp("lab")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=list(SERVERS))
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with SERVERS[request.param](tmp_path_factory.mktemp("any")) as running:
-        yield running
+from safehaul.vsphere.tasks import wait
+from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_state
+from tests.contract.snapshot_calls import NAME, OURS, before, remove_all, removed
+from tests.contract.vcenter_server import PLAIN_VM, Ability, Server, needs, vm_named
 
 
 @pytest.fixture(scope="module")
-def vcenter(lab: LabServer) -> VCenter:
-    return lab.connect()
+def vcenter(server: Server) -> VCenter:
+    return server.connect()
 
 
 @pytest.fixture
-def vm(lab: LabServer, vcenter: VCenter) -> Iterator[str]:
-    """A VM without snapshots; whatever a test leaves is taken away by its own means."""
-    lab.hosts.clear_faults()
-    moref = lab.vm("plain").moref
-    yield moref
-    lab.hosts.clear_faults()
-    tasks.wait_out_snapshot_tasks(vcenter, moref)
-    for node in tree(vcenter, moref):
-        lab.hosts.wait_task(lab.hosts.remove_snapshot(node.moref).task)
-    if lab.hosts.vm(moref).consolidation_needed:
-        lab.hosts.wait_task(lab.hosts.consolidate(moref).task)
-    assert lab.hosts.check_frozen() == []
+def vm(server: Server, vcenter: VCenter) -> Iterator[str]:
+    """A VM without snapshots."""
+    found = vm_named(server, PLAIN_VM).moref
+    yield found
+    remove_all(vcenter, found)
 
 
-def before(vcenter: VCenter, vm: str) -> VmState:
-    return vm_state(vcenter, vm, list_directories=True)
-
-
-def removed(
-    vcenter: VCenter, vm: str, state: VmState, snapshot: str = "", timeout_s: float = 30
-) -> RemovalRecord:
-    return remove(
-        vcenter, vm, name=NAME, description=OURS, snapshot_moref=snapshot, before=state, timeout_s=timeout_s
-    )
-
-
-def test_create_twice_gives_one_and_remove_twice_gives_none(server: Server) -> None:
-    session, vm = server.connect(), server.vm(server.plain_vm()).moref
-    state = vm_state(session, vm)
-    first = create(session, vm, NAME, OURS)
-    again = create(session, vm, NAME, OURS)
+def test_create_twice_gives_one_and_remove_twice_gives_none(vcenter: VCenter, vm: str) -> None:
+    state = vm_state(vcenter, vm)
+    first = create(vcenter, vm, NAME, OURS)
+    again = create(vcenter, vm, NAME, OURS)
     assert again.moref == first.moref
     assert (first.adopted, again.adopted) == (False, True)
-    found = find(session, vm, NAME, OURS)
+    found = find(vcenter, vm, NAME, OURS)
     assert found is not None
     assert found.moref == first.moref
-    assert snapshot_disks(session, first.moref)
-    record = removed(session, vm, state, first.moref)
+    assert snapshot_disks(vcenter, first.moref)
+    record = removed(vcenter, vm, state, first.moref)
     assert record.morefs == [first.moref]
     assert [each.moref for each in record.tree_before] == [first.moref]
-    assert find_all(session, vm, NAME, OURS) == record.tree_after == []
-    assert removed(session, vm, state, first.moref).already_gone
+    assert find_all(vcenter, vm, NAME, OURS) == record.tree_after == []
+    assert removed(vcenter, vm, state, first.moref).already_gone
 
 
+def test_a_snapshot_is_made_now_and_says_so(vcenter: VCenter, vm: str) -> None:
+    taken = create(vcenter, vm, NAME, OURS)
+    age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(taken.created)
+    assert dt.timedelta(seconds=-5) < age < dt.timedelta(minutes=1)
+    assert not taken.quiesced
+    held = vm_state(vcenter, vm)
+    assert held.current_snapshot_moref == taken.moref
+    assert [(each.name, each.description) for each in held.snapshots] == [(NAME, OURS)]
+
+
+def test_a_name_that_vcenter_escapes_is_found_as_it_was_given(vcenter: VCenter, vm: str) -> None:
+    name = "50% / \\ ünïcode"
+    taken = create(vcenter, vm, name, OURS)
+    assert [each.name for each in tree(vcenter, vm)] == [name]
+    assert create(vcenter, vm, name, OURS).adopted
+    assert remove(vcenter, vm, name=name, description=OURS, timeout_s=30).morefs == [taken.moref]
+
+
+def test_a_removal_without_moref_goes_by_name_and_description(vcenter: VCenter, vm: str) -> None:
+    state = before(vcenter, vm)
+    taken = create(vcenter, vm, NAME, OURS)
+    assert removed(vcenter, vm, state).morefs == [taken.moref]
+    assert tree(vcenter, vm) == []
+
+
+def test_a_started_removal_is_a_task_that_ends(vcenter: VCenter, vm: str) -> None:
+    taken = create(vcenter, vm, NAME, OURS)
+    task = start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=taken.moref)
+    assert task is not None
+    assert wait(vcenter, task, timeout_s=30) is None
+    assert start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=taken.moref) is None
+
+
+@needs(Ability.REDO_LOGS)
 def test_the_frozen_disk_is_the_base_and_nothing_is_left(vcenter: VCenter, vm: str) -> None:
     state = before(vcenter, vm)
     taken = create(vcenter, vm, NAME, OURS)
@@ -102,22 +89,35 @@ def test_the_frozen_disk_is_the_base_and_nothing_is_left(vcenter: VCenter, vm: s
     assert held.disks[0].parent_paths == [state.disks[0].path]
     assert len(held.listed) > len(state.listed)
     record = removed(vcenter, vm, state, taken.moref)
-    assert record.files_checked
     assert not record.consolidation_needed_after
-    after = before(vcenter, vm)
-    assert {each.path for each in after.listed} == {each.path for each in state.listed}
-    assert after.disks[0].path == state.disks[0].path
+    assert before(vcenter, vm).disks[0].path == state.disks[0].path
 
 
-def test_foreign_snapshots_above_and_below_stay(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    below = create(vcenter, vm, "by hand", "Ada")
+def test_the_files_of_a_removed_snapshot_are_gone(vcenter: VCenter, vm: str) -> None:
     state = before(vcenter, vm)
+    taken = create(vcenter, vm, NAME, OURS)
+    appeared = {each.path for each in before(vcenter, vm).listed} - {each.path for each in state.listed}
+    assert any(path.endswith(".vmsn") for path in appeared)
+    record = removed(vcenter, vm, state, taken.moref)
+    assert record.files_checked
+    assert {each.path for each in before(vcenter, vm).listed} == {each.path for each in state.listed}
+
+
+def test_foreign_snapshots_above_and_below_stay(server: Server, vcenter: VCenter, vm: str) -> None:
+    below = create(vcenter, vm, "by hand", "Ada")
+    state = before(vcenter, vm) if Ability.FILE_LAYOUT in server.abilities else None
     ours = create(vcenter, vm, NAME, OURS)
     above = create(vcenter, vm, "by hand", "Bob")
+    assert [each.parent_moref for each in tree(vcenter, vm)] == ["", below.moref, ours.moref]
     record = removed(vcenter, vm, state, ours.moref)
     assert [each.moref for each in record.tree_after] == [below.moref, above.moref]
-    assert record.appeared, "the later snapshot's files appeared and belong to it"
+    assert [each.parent_moref for each in tree(vcenter, vm)] == ["", below.moref]
+    assert bool(record.appeared) == (state is not None), (
+        "the later snapshot's files appeared and belong to it"
+    )
     assert snapshot_disks(vcenter, above.moref)
+    frozen = snapshot_config(vcenter, above.moref)
+    assert vm_named(server, PLAIN_VM).vc_guid.endswith(f".{frozen.instance_uuid}")
 
 
 def test_a_recorded_moref_that_is_not_ours_is_left_alone(vcenter: VCenter, vm: str) -> None:
@@ -145,8 +145,8 @@ def test_an_empty_name_or_marker_removes_nothing(
         create(vcenter, vm, name, description)
 
 
-def test_an_older_snapshot_of_our_name_is_not_adopted(vcenter: VCenter, vm: str) -> None:
-    state = before(vcenter, vm)
+def test_an_older_snapshot_of_our_name_is_not_adopted(server: Server, vcenter: VCenter, vm: str) -> None:
+    state = before(vcenter, vm) if Ability.FILE_LAYOUT in server.abilities else None
     old = create(vcenter, vm, NAME, OURS)
     later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     new = create(vcenter, vm, NAME, OURS, not_before=later)
@@ -155,156 +155,14 @@ def test_an_older_snapshot_of_our_name_is_not_adopted(vcenter: VCenter, vm: str)
     assert set(removed(vcenter, vm, state, new.moref).morefs) == {old.moref, new.moref}
 
 
-def test_a_lost_answer_of_creation_still_gives_one_snapshot(
-    lab: LabServer, vcenter: VCenter, vm: str
-) -> None:
-    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="drop-after-start"))
-    taken = create(vcenter, vm, NAME, OURS)
-    assert [each.moref for each in find_all(vcenter, vm, NAME, OURS)] == [taken.moref]
-
-
-def test_a_creation_given_up_is_found_by_the_next_try(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=1.5))
-
-    class GivenUpError(Exception):
-        pass
-
-    def give_up(_progress: int | None) -> None:
-        raise GivenUpError
-
-    with pytest.raises(GivenUpError):
-        create(vcenter, vm, NAME, OURS, heartbeat=give_up)
-    assert tasks.running_snapshot_tasks(vcenter, vm)
-    taken = create(vcenter, vm, NAME, OURS)
-    assert taken.adopted
-    assert len(tree(vcenter, vm)) == 1
-
-
-def test_a_removal_without_moref_waits_out_a_creation_under_way(
-    lab: LabServer, vcenter: VCenter, vm: str
-) -> None:
-    state = before(vcenter, vm)
-    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=1.5))
-    lab.hosts.create_snapshot(vm, NAME, OURS)
-    record = removed(vcenter, vm, state)
-    assert len(record.morefs) == 1
-    assert tree(vcenter, vm) == []
-
-
-def test_a_lost_answer_of_removal_still_removes(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    state = before(vcenter, vm)
-    taken = create(vcenter, vm, NAME, OURS)
-    lab.hosts.add_fault(FaultRule(operation="RemoveSnapshot", effect="drop-after-start"))
-    record = removed(vcenter, vm, state, taken.moref)
-    assert record.tree_after == []
-
-
-@pytest.mark.parametrize("effect", ["locked", "no-space"])
-def test_a_removal_that_fails_half_way_is_consolidated(
-    lab: LabServer, vcenter: VCenter, vm: str, effect: str
-) -> None:
-    state = before(vcenter, vm)
-    taken = create(vcenter, vm, NAME, OURS)
-    time.sleep(0.1)  # the guest writes into the redo log
-    lab.hosts.add_fault(FaultRule.model_validate({"operation": "RemoveSnapshot", "effect": effect}))
-    lab.hosts.add_fault(FaultRule.model_validate({"operation": "ConsolidateVMDisks", "effect": effect}))
-    record = removed(vcenter, vm, state, taken.moref)
-    assert record.consolidations >= 2
-    assert not record.consolidation_needed_after
-    assert {each.path for each in before(vcenter, vm).listed} == {each.path for each in state.listed}
-
-
-def test_a_lock_that_stays_is_never_reported_as_removed(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    state = before(vcenter, vm)
-    taken = create(vcenter, vm, NAME, OURS)
-    for operation in ("RemoveSnapshot", "ConsolidateVMDisks"):
-        lab.hosts.add_fault(FaultRule(operation=operation, effect="locked", nth=None, times=100))
-    with pytest.raises(BusyError, match="not gone yet"):
-        removed(vcenter, vm, state, taken.moref, timeout_s=2)
-    lab.hosts.clear_faults()
-    # The next try finds the snapshot out of the tree, and pays the debt that is ours.
-    record = removed(vcenter, vm, state, taken.moref)
-    assert record.already_gone
-    assert record.consolidations == 1
-
-
-def test_debt_of_somebody_else_is_not_consolidated(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    foreign = create(vcenter, vm, "by hand", "Ada")
-    lab.hosts.add_fault(FaultRule(operation="RemoveSnapshot", effect="locked"))
-    with pytest.raises(TransientError):
-        tasks.wait(vcenter, lab.hosts.remove_snapshot(foreign.moref).task)
-    state = before(vcenter, vm)
-    assert state.consolidation_needed
-    ours = create(vcenter, vm, NAME, OURS)
-    consolidations = lab.admin.call_counts().get("ConsolidateVMDisks_Task", 0)
-    record = removed(vcenter, vm, state, ours.moref)
-    assert record.tree_after == []
-    assert record.consolidation_needed_before
-    assert record.consolidations == 0
-    assert lab.admin.call_counts().get("ConsolidateVMDisks_Task", 0) == consolidations
-
-
-def test_a_missing_privilege_is_named(lab: LabServer, vm: str) -> None:
-    reader = lab.connect(user="reader")
-    with pytest.raises(PermissionRefusedError, match=r"VirtualMachine\.State\.CreateSnapshot"):
-        create(reader, vm, NAME, OURS)
-
-
-def test_templates_and_unknown_vms_are_refused(lab: LabServer, vcenter: VCenter) -> None:
-    with pytest.raises(PermanentError):
-        create(vcenter, lab.vm("golden").moref, NAME, OURS)
+def test_unknown_vms_are_refused(vcenter: VCenter) -> None:
     with pytest.raises(NotFoundError):
         create(vcenter, "vm-999999", NAME, OURS)
     with pytest.raises(NotFoundError):
         remove(vcenter, "vm-999999", name=NAME, description=OURS)
 
 
-def test_a_vm_that_vcenter_cannot_read_proves_no_removal(lab: LabServer, vcenter: VCenter) -> None:
-    lost = next(each.moref for each in lab.hosts.state().vms if each.name == "lost")
-    with pytest.raises(BusyError, match="inaccessible"):
-        remove(vcenter, lost, name=NAME, description=OURS, timeout_s=2)
-
-
-def test_tasks_are_heard_cancelled_and_timed_out(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=30))
-    task = lab.hosts.create_snapshot(vm, "slow", "x").task
-    beats: list[int | None] = []
-    with pytest.raises(BusyError, match="after 1 s"):
-        tasks.wait(vcenter, task, beats.append, timeout_s=1)
-    assert len(beats) >= 2
-    assert tasks.running_snapshot_tasks(vcenter, vm) == [task]
-    # Only an account with Global.CancelTask may cancel what another one started.
-    owner = lab.connect(user="root@vsphere.local")
-    with pytest.raises(PermissionRefusedError, match=r"Global\.CancelTask"):
-        tasks.cancel(vcenter, task)
-    tasks.cancel(owner, task)
-    with pytest.raises(TransientError):
-        tasks.wait(vcenter, task)
-    tasks.cancel(owner, task)
-    assert tasks.running_snapshot_tasks(vcenter, vm) == []
-    with pytest.raises(NotFoundError):
-        tasks.wait(vcenter, "task-999999")
-
-
-def test_a_wait_survives_a_restart_of_vcenter(lab: LabServer, vcenter: VCenter, vm: str) -> None:
-    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=3))
-    outcome: list[object] = []
-
-    def work() -> None:
-        try:
-            outcome.append(create(vcenter, vm, NAME, OURS))
-        except Exception as error:  # noqa: BLE001 - told to the test's thread
-            outcome.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not tasks.running_snapshot_tasks(vcenter, vm):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    lab.kill()
-    time.sleep(0.5)
-    lab.start()
-    thread.join(timeout=60)
-    assert [getattr(each, "name", each) for each in outcome] == [NAME]
-    assert len(tree(vcenter, vm)) == 1
+@needs(Ability.TEMPLATE_RULES)
+def test_templates_are_refused(server: Server, vcenter: VCenter) -> None:
+    with pytest.raises(PermanentError):
+        create(vcenter, vm_named(server, "golden").moref, NAME, OURS)

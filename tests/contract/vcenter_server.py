@@ -1,123 +1,115 @@
-"""The servers that the vCenter contract is tried on. Today: the lab's hosts and vCenter, as processes.
+"""What the vCenter contract asks of a server under test, and what each of them can do.
 
-Another server is added with a class that has the members of `Server`, and a line in `SERVERS`.
+docs/vcenter-contract.md says why a server lacks an ability; a test holds that table and these sets together.
+Another server is added with a class that has the members of `Server`, and a line in `tests.contract.servers`.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+import pytest
 from pydantic import SecretStr
+from pyVmomi import vim
 
 from lab.esx.api import Settings
-from lab.esx.client import HostClient
-from lab.site import BACKUP_PRIVILEGES, DatastoreSpec, DiskSpec, Site, SnapshotSpec, UserSpec, VmSpec, build
-from lab.vcenter.admin import VCenterAdmin
+from lab.site import BACKUP_PRIVILEGES, DatastoreSpec, DiskSpec, Site, SnapshotSpec, UserSpec, VmSpec
 from safehaul.messages.inventory import VmRecord
-from safehaul.vsphere.client import VCenter
+from safehaul.vsphere.client import Session, VCenter
+from safehaul.vsphere.faults import moref
 from safehaul.vsphere.inventory import discover
+from safehaul.vsphere.properties import read_object
 
 USER = "backup@vsphere.local"
+ADMINISTRATOR = "root@vsphere.local"
 PASSWORD = "right-Secret-1"
+PLAIN_VM = "plain"
+"""Name of a VM with one ordinary disk and no snapshot."""
 MIB = 1 << 20
 
 
+class Ability(StrEnum):
+    """What vCenter does and a simulator may not."""
+
+    PAGING = "paging"
+    """Answers in pages of `maxObjects`."""
+    UNREADABLE_VMS = "unreadable VMs"
+    """Has VMs that are inaccessible, orphaned, …."""
+    HOST_MOUNTS = "host mounts"
+    """Tells how a host mounts a NAS volume, with its security type."""
+    FILE_CONTENTS = "file contents"
+    """A disk's files have the disk's size."""
+    FILE_LAYOUT = "file layout"
+    """`layoutEx` stays true when one of several snapshots goes, and so do the files of the others."""
+    REDO_LOGS = "redo logs"
+    """A snapshot freezes the disks, sends writes to new files, and is consolidated when it goes."""
+    TEMPLATE_RULES = "template rules"
+    """Refuses a snapshot of a template."""
+    NEW_NAME = "new name"
+    """Registers a .vmx under a name that its files do not have."""
+    REGISTRATION_EVENT = "registration event"
+    """Tells a registration as VmRegisteredEvent."""
+
+
 class Server(Protocol):
-    """A running vCenter, real or simulated."""
+    """A running vCenter, real or simulated, with the data centre that `site` describes."""
 
-    def connect(self) -> VCenter:
-        """A session that trusts the server; closed with it."""
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What it can do."""
 
-    def vm(self, name: str) -> VmRecord:
-        """A VM by name."""
+    @property
+    def never_set(self) -> frozenset[str]:
+        """Properties that we ask for and that it leaves unset where vCenter sets them: `Type.path`."""
 
-    def plain_vm(self) -> str:
-        """Name of a VM with one ordinary disk and no snapshot."""
+    url: str
+    thumbprint: str
+    """Of its certificate: 64 hexadecimal digits."""
+    ca_file: Path
 
+    def connect(self, *, user: str = USER, password: str = PASSWORD, **options: Any) -> VCenter:
+        """A session, closed with the server; by default it trusts the certificate's thumbprint."""
 
-class LabServer:
-    """The lab, in two processes; `close` ends both."""
+    def administrator(self) -> VCenter:
+        """A session of an account that may do everything."""
 
-    def __init__(self, state_dir: Path, site: Site) -> None:
-        self._state_dir = state_dir
-        self._sessions: list[VCenter] = []
-        build(site, state_dir / "esx")
-        self._hosts, ready = _start("lab.esx", "--state", str(state_dir / "esx"))
-        self.hosts = HostClient(ready["url"])
-        self._port = 0
-        self.start()
-
-    def start(self) -> None:
-        """Starts vCenter, or starts it again on the same port."""
-        state = self._state_dir / "vcenter"
-        self._vcenter, ready = _start(
-            "lab.vcenter", "--esx", self.hosts.url, "--state", str(state), "--port", str(self._port)
-        )
-        self.url, self.thumbprint = ready["url"], ready["thumbprint"]
-        self.ca_file = Path(ready["certificate"])
-        self._port = urlsplit(self.url).port or 0
-        self.admin = VCenterAdmin(self.url, state)
-
-    def kill(self) -> None:
-        """Ends vCenter as a crash does; the hosts go on."""
-        self._vcenter.kill()
-        _reap(self._vcenter)
-
-    def forget_certificate(self) -> None:
-        """The next start makes another certificate."""
-        for name in ("vcenter.pem", "vcenter.key"):
-            (self._state_dir / "vcenter" / name).unlink()
-
-    def close(self) -> None:
-        for session in self._sessions:
-            session.close()
-        self._vcenter.terminate()
-        _reap(self._vcenter)
-        self._hosts.terminate()
-        _reap(self._hosts)
-        self.hosts.close()
-
-    def connect(self, *, user: str = USER, password: str = PASSWORD, **trust: Any) -> VCenter:
-        """A session; by default it trusts the certificate's thumbprint."""
-        vcenter = VCenter(
-            "lab",
-            url=self.url,
-            user=user,
-            password=SecretStr(password),
-            timeout_s=20,
-            **(trust or {"thumbprint_sha256": self.thumbprint}),
-        )
-        self._sessions.append(vcenter)
-        return vcenter
-
-    def vm(self, name: str) -> VmRecord:
-        return next(each for each in discover(self.connect()).records if each.name == name)
-
-    def plain_vm(self) -> str:
-        return "plain"
+    def calls(self) -> Counter[str]:
+        """How often each method was called since the server's start, refused calls included."""
 
 
-def _start(module: str, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        _reap(process)
-        raise RuntimeError(f"{module} did not start")
-    return process, json.loads(line)
+def sessions(administrator: VCenter) -> list[Any]:
+    """The live sessions (`vim.UserSession`), the administrator's own among them."""
+    return administrator.read(lambda session: list(_of_sessions(session, "sessionList") or []))
 
 
-def _reap(process: subprocess.Popen[str]) -> None:
-    process.wait(timeout=20)
-    assert process.stdout is not None
-    process.stdout.close()
+def end_other_sessions(administrator: VCenter) -> None:
+    """Ends every session but the administrator's, as vCenter itself does after their idle time."""
+
+    def terminate(session: Session) -> None:
+        own = _of_sessions(session, "currentSession").key
+        others = [each.key for each in sessions(administrator) if each.key != own]
+        session.content.sessionManager.TerminateSession(others)
+
+    administrator.mutate(terminate)
+
+
+def _of_sessions(session: Session, path: str) -> Any:
+    manager = session.content.sessionManager
+    return read_object(session, vim.SessionManager, moref(manager), [path]).get(path)
+
+
+def vm_named(server: Server, name: str) -> VmRecord:
+    """A VM of the data centre as discovery tells it."""
+    with server.connect() as vcenter:
+        return next(each for each in discover(vcenter).records if each.name == name)
+
+
+def needs(*abilities: Ability) -> pytest.MarkDecorator:
+    """The test runs on the servers that have all of these."""
+    return pytest.mark.needs(*abilities)
 
 
 def site() -> Site:
@@ -125,14 +117,24 @@ def site() -> Site:
     disk = DiskSpec(size_bytes=MIB, content="pattern")
     return Site(
         folders=["prod/web", "prod/a%2fb"],
+        distributed_networks=["dv-prod"],
+        pools=["Gold/Web"],
         datastores=[
             DatastoreSpec(name="gold", type="NFS", remote_path="/exports/gold"),
             DatastoreSpec(name="silver", type="NFS41", remote_path="/exports/silver"),
             DatastoreSpec(name="local", type="VMFS"),
         ],
         vms=[
-            VmSpec(name="plain", datastore="gold", disks=[disk], guest_rate=50),
-            VmSpec(name="web 100% / blue", folder="prod/web", datastore="gold", disks=[disk]),
+            VmSpec(name=PLAIN_VM, datastore="gold", disks=[disk], guest_rate=50),
+            VmSpec(
+                name="web 100% / blue",
+                folder="prod/web",
+                datastore="gold",
+                pool="Gold/Web",
+                disks=[disk],
+                annotation="blue",
+                attributes={"Owner": "team-web"},
+            ),
             VmSpec(
                 name="数据库",
                 datastore="silver",
@@ -150,7 +152,7 @@ def site() -> Site:
         ],
         users=[
             UserSpec(name=USER, password=PASSWORD, privileges=BACKUP_PRIVILEGES),
-            UserSpec(name="root@vsphere.local", password=PASSWORD, privileges=["*"]),
+            UserSpec(name=ADMINISTRATOR, password=PASSWORD, privileges=["*"]),
             UserSpec(
                 name="reader",
                 password=PASSWORD,
@@ -161,14 +163,24 @@ def site() -> Site:
     )
 
 
-@contextmanager
-def lab_server(state_dir: Path) -> Iterator[LabServer]:
-    """The lab with `site()`, running."""
-    server = LabServer(state_dir, site())
-    try:
-        yield server
-    finally:
-        server.close()
+class Connections:
+    """The sessions that a server's `connect` has opened, to be closed with it."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._opened: list[VCenter] = []
 
-SERVERS: dict[str, Callable[[Path], Any]] = {"lab": lab_server}
+    def open(self, url: str, user: str, password: str, options: dict[str, Any]) -> VCenter:
+        vcenter = VCenter(
+            self._name,
+            url=url,
+            user=user,
+            password=SecretStr(password),
+            **({"timeout_s": 20} | options),
+        )
+        self._opened.append(vcenter)
+        return vcenter
+
+    def close(self) -> None:
+        for vcenter in self._opened:
+            vcenter.close()

@@ -18,6 +18,8 @@ from activities.commserve import CommServe
 from activities.coordination import JobCoordination, NodeCoordination
 from activities.discovery import Discoverer
 from activities.index import AccessNodeIndexing, MediaAgentIndexing
+from activities.restore import Restores
+from activities.restore_desk import RestoreDesk
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
@@ -35,11 +37,13 @@ from safehaul.messages.job import (
     NodeAnswer,
     NodeRequest,
     PingAnswer,
+    Reconciliation,
 )
 from safehaul.messages.plan import (
     Plan,
     PlanPage,
 )
+from safehaul.messages.restore import RegisteredVm, RestoredDisk, RestoreKind, RestorePlan, RestoreSettings
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
@@ -67,6 +71,8 @@ CLASSES: tuple[type, ...] = (
     Transfers,
     AccessNodeIndexing,
     MediaAgentIndexing,
+    RestoreDesk,
+    Restores,
 )
 
 
@@ -142,6 +148,47 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
         ended_at=_now(),
     ),
     "record_job": lambda _: None,
+    # What the job is helped by, and reports without a coordinator.
+    "request_cancel": lambda _: None,
+    "reconcile": lambda _: Reconciliation(closed=[]),
+    "report_unled_job": lambda arg: JobReport(
+        job_id=arg.job_id,
+        workflow_id=arg.workflow_id,
+        vm_group=arg.vm_group,
+        status=JobStatus.FAILED,
+        reason=arg.failure,
+        totals=JobTotals(),
+        vms=[],
+        pages=[],
+        started_at=arg.started_at,
+        ended_at=_now(),
+    ),
+    # The restore.
+    "open_restore": lambda arg: RestoreSettings(
+        kind=RestoreKind.NEW_VM,
+        vc_guid="",
+        backup_id="",
+        name=arg.request.name,
+        datastore=arg.request.datastore,
+        folder="",
+        media_agent="vault",
+        vcenter="lab",
+        access_nodes=["node-1"],
+    ),
+    "prepare_restore": lambda arg: RestorePlan(
+        directory=f"[{arg.settings.datastore}] {arg.settings.name}", disks=[]
+    ),
+    "restore_disk": lambda arg: RestoredDisk(
+        key=arg.disk.key,
+        label=arg.disk.label,
+        capacity_bytes=arg.disk.capacity_bytes,
+        bytes_written=arg.disk.capacity_bytes,
+        bytes_compared=arg.disk.capacity_bytes,
+        seconds=0.1,
+    ),
+    "write_vm_files": lambda _: None,
+    "register_vm": lambda arg: RegisteredVm(moref="vm-0", vmx_path=f"{arg.plan.directory}/vm.vmx"),
+    "discard_restore": lambda _: None,
 }
 
 

@@ -10,21 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.processes import tool
-
-
-def _processes_of(directory: str) -> list[str]:
-    """Command lines of processes that work in the demo's directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            except OSError:
-                continue
-            if directory in command:
-                found.append(command)
-    return found
+from lab.processes import processes_in, tool
 
 
 def test_the_demo_passes_and_leaves_nothing(tmp_path: Path) -> None:
@@ -39,7 +25,7 @@ def test_the_demo_passes_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.stdout.rstrip().splitlines()[-1] == "demo: PASSED", done.stdout + done.stderr
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(str(tmp_path)) == []
+    assert processes_in(tmp_path) == []
 
 
 @pytest.mark.slow
@@ -56,6 +42,6 @@ def test_ctrl_c_cleans_up(tmp_path: Path, seconds: float) -> None:
     demo.send_signal(signal.SIGINT)
     output, _ = demo.communicate(timeout=90)
     assert output.rstrip().splitlines()[-1] == "demo: FAILED"
-    assert demo.returncode != 0
+    assert demo.returncode == 1
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(str(tmp_path)) == []
+    assert processes_in(tmp_path) == []

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import DataCentre
+from lab.esx.api import FaultRule
 from lab.other_user import UNUSED_UID, as_user, can_change_user
 from lab.proof import Witness, file_system_check, frozen_record, is_ext4, one_point_in_time
 from lab.site import demo_site
@@ -20,12 +22,17 @@ from safehaul.catalog.catalog import Catalog
 from tests.e2e.site import (
     data_centre,
     differences,
+    mounted_by_hosts_as,
+    report_of,
     restored_images,
     run_job,
+    start_job,
     status,
     steps_of,
     vm_of,
+    wait_end,
 )
+from tests.ganesha import needs_ganesha
 
 JOB = "nightly-1"
 VM_ORDER = [
@@ -55,9 +62,19 @@ class Ran:
     served_bytes: int
 
 
-@pytest.fixture(scope="module")
-def ran() -> Iterator[Ran]:
-    with data_centre(demo_site(6)) as lab:
+FILERS: list[Any] = [
+    "rclone",
+    needs_ganesha("ganesha NFS", slow=True),
+    needs_ganesha("ganesha NFS41", slow=True),
+]
+"""The kind of filer, and how the hosts mount it where that is not as the site says: rclone speaks v3 for both."""
+
+
+@pytest.fixture(scope="module", params=FILERS)
+def ran(request: pytest.FixtureRequest) -> Iterator[Ran]:
+    kind, _, mounted_as = request.param.partition(" ")
+    site = mounted_by_hosts_as(demo_site(6), mounted_as) if mounted_as else demo_site(6)
+    with data_centre(site, filer=kind) as lab:
         lab.start_workers()
         witness = Witness(lab.hosts, lab.state / "datastores")
         before = lab.served_bytes()
@@ -236,8 +253,9 @@ def test_a_restored_vm_is_a_vm_of_its_own_and_the_next_job_backs_both_up(ran: Ra
     assert differences(ran.lab, vm, dict(zip(keys, flats, strict=True))) == []
     assert not (home / "safehaul-restore.json").exists()
 
-    refused = ran.lab.safehaul(*arguments, check=False)
-    assert "report" not in refused, "a second restore under the same name must be refused"
+    refused = json.loads(ran.lab.safehaul(*arguments, check=False))["report"]
+    assert refused["status"] == "Failed", "a second restore under the same name must be refused"
+    assert "choose another name" in refused["reason"]
     assert differences(ran.lab, vm, dict(zip(keys, flats, strict=True))) == [], "and harms nothing"
 
     second = run_job(ran.lab, "nightly-2")
@@ -253,7 +271,10 @@ def test_a_restored_vm_is_a_vm_of_its_own_and_the_next_job_backs_both_up(ran: Ra
     [
         (["--type", "BackupJob", "--input", '{"vm_group": "nobody"}'], r"no VM group 'nobody'; it has: demo"),
         (["--type", "BackupJob", "--input", '{"group": "demo"}'], r"vm_group: Field required"),
+        (["--type", "BackupJob", "--input", '{"vm_group": 7}'], r"vm_group: Input should be a valid string"),
+        (["--type", "BackupJob", "--input", '"demo"'], r"the input: Input should be a valid dictionary"),
         (["--type", "BackupJob"], r"takes an input"),
+        (["--type", "BackupJob", *["--input", '{"vm_group": "demo"}'] * 2], r"takes one input, got 2"),
         (["--type", "BackupJobs", "--input", "{}"], r"does not exist; there are: BackupJob"),
     ],
 )
@@ -267,3 +288,37 @@ def test_a_mistake_at_the_command_line_fails_at_once_and_says_why(
     result = ran.lab.temporal.cli("workflow", "result", "--workflow-id", workflow_id)
     assert status(ran.lab, workflow_id) == "FAILED"
     assert re.search(says, result.stdout + result.stderr), result.stdout + result.stderr
+
+
+def test_signals_that_cannot_be_understood_are_shown_and_harm_nothing(ran: Ran) -> None:
+    """By the plain `temporal` command: each is named in the query `progress`, and the job goes on to its end."""
+    lab, job = ran.lab, "signalled"
+    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=8.0, phase="middle"))
+    start_job(lab, job)
+    deadline = time.monotonic() + 60
+    while not any(task.state == "running" for task in lab.hosts.state().tasks):
+        assert time.monotonic() < deadline, "no VM is being backed up"
+        time.sleep(0.1)
+    mistakes = [
+        (["cancel_vm", "--input", '{"vm": 7}'], "signal cancel_vm: vm: Input should be a valid string"),
+        (["cancel_vm", "--input", '{"name": "files"}'], "name: Extra inputs are not permitted"),
+        (["cancel_vm", "--input", '{"vm": "nobody"}'], "signal cancel_vm: no running VM is named 'nobody'"),
+        (["cancel_vm"], 'signal cancel_vm: takes one input like {"vm": "NAME"}, got 0'),
+        (["cancel_vm", *["--input", '{"vm": "files"}'] * 2], "got 2"),
+        (["halt", "--input", '"now"'], "signal 'halt' does not exist; there are: cancel, cancel_vm"),
+    ]
+    for arguments, _ in mistakes:
+        sent = lab.temporal.cli("workflow", "signal", "--workflow-id", job, "--name", *arguments)
+        assert sent.returncode == 0, sent.stderr
+    asked = lab.temporal.cli(
+        "workflow", "query", "--workflow-id", job, "--type", "progress", "--output", "json"
+    )
+    (progress,) = json.loads(asked.stdout)["queryResult"]
+    assert progress["status"] == "Running"
+    assert len(progress["rejected_signals"]) == len(mistakes)
+    for (_, says), rejected in zip(mistakes, progress["rejected_signals"], strict=True):
+        assert says in rejected
+    assert wait_end(lab, job) == "COMPLETED"
+    report = report_of(lab, job)
+    assert {vm["name"] for vm in report["vms"] if vm["status"] != "Completed"} == {"mixed-disks"}
+    assert vm_of(report, "mixed-disks")["status"] == "Partial"

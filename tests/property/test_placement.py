@@ -110,6 +110,8 @@ def test_the_reason_says_what_is_out_of_reach() -> None:
     assert "no access node reaches nas-3" in gone.reason
     assert "no single access node reaches all of nas-1, nas-2" in split.reason
     assert place_static([], vms).unplaceable[0].reason == "no access node answered"
+    told = [node.model_copy(update={"unreachable": {"nas-3": f"{node.name}: root squash"}}) for node in nodes]
+    assert place_static(told, vms).unplaceable[0].reason == "no access node reaches nas-3: a: root squash"
 
 
 def test_a_vm_or_node_given_twice_is_refused() -> None:

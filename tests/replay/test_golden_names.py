@@ -8,7 +8,9 @@ from activities.commserve import CommServe
 from activities.coordination import JobCoordination, NodeCoordination
 from activities.discovery import Discoverer
 from activities.index import AccessNodeIndexing, MediaAgentIndexing
-from activities.restore import RestoreDesk, Restores
+from activities.restore import Restores
+from activities.restore_desk import RestoreDesk
+from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
@@ -33,8 +35,23 @@ ACTIVITIES = {
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],
     MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
-    RestoreDesk: ["open_restore"],
-    Restores: ["discard_restore", "prepare_restore", "register_vm", "restore_disk", "write_vm_files"],
+    RestoreDesk: ["open_disk_restore", "open_restore"],
+    Restores: [
+        "discard_restore",
+        "finish_vm",
+        "power_on_vm",
+        "prepare_restore",
+        "register_vm",
+        "restore_disk",
+        "write_vm_files",
+    ],
+    RestoresInto: [
+        "discard_disks",
+        "prepare_disk",
+        "prepare_in_place",
+        "remove_old_disks",
+        "switch_disks",
+    ],
 }
 
 
@@ -48,7 +65,7 @@ def test_the_activities_names() -> None:
 
 
 def test_the_workflows_names() -> None:
-    assert type_names() == ["BackupJob", "BackupVm", "RemoveSnapshot", "RestoreVm"]
+    assert type_names() == ["BackupJob", "BackupVm", "RemoveSnapshot", "RestoreDisk", "RestoreVm"]
 
 
 def test_the_jobs_signals_queries_and_updates() -> None:

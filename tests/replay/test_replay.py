@@ -32,6 +32,12 @@ def test_there_are_histories_of_every_ending() -> None:
         "backup-job-continued",
         "backup-job-unequal-nodes",
         "remove-snapshot-completed",
+        "restore-vm-completed",
+        "restore-vm-failed",
+        "restore-in-place-completed",
+        "restore-in-place-cancelled",
+        "restore-disk-completed",
+        "restore-disk-cancelled",
     }
 
 

@@ -92,7 +92,8 @@ def test_wait_for_updates_tells_the_end_of_a_task(si: Any) -> None:
         version = update.version
         changes = [change for each in update.filterSet[0].objectSet for change in each.changeSet]
         states += [each.val for each in changes if each.name == "info.state"]
-    assert states == ["running", "success"]
+    # On a busy machine the task may have ended before the first look.
+    assert states in (["running", "success"], ["success"])
     assert collector.WaitForUpdatesEx(version, PC.WaitOptions(maxWaitSeconds=0)) is None
     assert collector.CheckForUpdates(version) is None
     collector.DestroyPropertyCollector()

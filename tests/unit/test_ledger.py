@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safehaul.errors import IntegrityError
 from safehaul.messages.job import (
     ChildRef,
     NodeAnswer,
@@ -77,6 +79,14 @@ def test_streams_are_filled_from_the_plan_and_then_only_on_request() -> None:
     assert (gift.node, gift.given_by) == ("a", "request")
 
 
+@pytest.mark.parametrize(("count", "says"), [(1, "1 VMs fewer"), (3, "1 VMs more")])
+def test_a_plan_whose_pages_do_not_hold_what_was_planned_is_an_error(count: int, says: str) -> None:
+    """Neither a job that waits for ever, nor one that is Completed without some of its VMs."""
+    ledger = _open({"p": [_vm(0), _vm(1)]}, {"a": 2})
+    with pytest.raises(IntegrityError, match=says):
+        ledger.loaded("p", [_vm(number) for number in range(count)])
+
+
 def test_an_end_counts_once() -> None:
     pages = {"p": [_vm(0)]}
     ledger = _open(pages, {"a": 2})
@@ -114,6 +124,19 @@ def test_a_node_first_takes_what_only_it_can_reach() -> None:
     ledger.loaded("p", pages["p"])
     ledger.node_lost("a")
     assert [gift.vm.name for gift in ledger.gifts()] == ["vm1"], "its other node is lost"
+
+
+def test_a_vm_that_was_cancelled_before_its_page_came_is_given_to_nobody() -> None:
+    pages = {"p": [_vm(0), _vm(1)], "q": [_vm(2)]}
+    ledger = _open(pages, {"a": 3})
+    assert ledger.unwant("vm1")
+    assert ledger.unwant("nobody")
+    ledger.loaded("p", pages["p"])
+    assert [vm.name for vm in ledger.withdraw_unwanted()] == ["vm1"]
+    assert ledger.state.unwanted == ["nobody"]
+    assert [gift.vm.name for gift in ledger.gifts()] == ["vm0"]
+    ledger.loaded("q", pages["q"])
+    assert not ledger.unwant("late"), "every page has come: nobody is called so"
 
 
 def test_a_lost_nodes_own_queue_goes_to_the_others() -> None:

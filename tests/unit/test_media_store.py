@@ -14,7 +14,7 @@ from safehaul.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
-    TransientError,
+    RepositoryFullError,
 )
 from safehaul.media.names import decode_segment, encode_segment
 from safehaul.media.object_store import put_same
@@ -124,7 +124,7 @@ def test_reads_say_what_is_wrong(store: LocalStore) -> None:
             read("b")
 
 
-def test_a_full_disk_is_worth_another_try_and_leaves_nothing(
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -132,7 +132,7 @@ def test_a_full_disk_is_worth_another_try_and_leaves_nothing(
 
     store.put_if_absent("packs/a", b"")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TransientError, match="free space"):
+    with pytest.raises(RepositoryFullError, match="make room in the repository"):
         store.put_if_absent("packs/b", b"x")
     assert [path.name for path in (store.root / "packs").iterdir()] == ["a"]
 

@@ -10,6 +10,7 @@ import pytest
 from safehaul.errors import (
     AlreadyExistsError,
     BusyError,
+    ConfigError,
     ConnectionLostError,
     NotFoundError,
     PermissionRefusedError,
@@ -109,3 +110,93 @@ def test_a_refused_mount_names_export_and_version() -> None:
 def test_our_own_errors_pass_unchanged() -> None:
     error = PolicyError("limit")
     assert translate(error, EXPORT, "read") is error
+
+
+def _wrapped(message: str, cause: str) -> nfs_rs.NfsError:
+    """As nfs-rs raises it: its own judgement outside, what happened inside."""
+    error = nfs_rs.NfsRetryableError(message=message)
+    error.__cause__ = nfs_rs.NfsRpcError(message=cause)
+    return error
+
+
+_JUDGED = "SafeToRetry NFS operation ReadOnly; recovery=Retry"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "parts"),
+    [
+        (
+            _wrapped(_JUDGED, "RPC error: could not parse response due to bad status"),
+            PermissionRefusedError,
+            ["rejects uid 0", "an unreserved port", "reserved_port = true", "sec=sys"],
+        ),
+        (
+            nfs_rs.NfsRpcError(message="RPC error: request rejected"),
+            ConfigError,
+            ["does not speak NFS version 3", "nas1", "port 2049"],
+        ),
+        (
+            nfs_rs.NfsProtocolError(message="minor version", code_name="NFS4ERR_MINOR_VERS_MISMATCH"),
+            ConfigError,
+            ["does not speak NFS version 3"],
+        ),
+        (
+            nfs_rs.NfsProtocolError(message="wrong sec", code_name="NFS4ERR_WRONGSEC"),
+            PermissionRefusedError,
+            ["Kerberos", "sec=sys", "uid 0"],
+        ),
+        (
+            nfs_rs.NfsConnectionError(message="refused", errno=111),
+            ConnectionLostError,
+            ["nothing listens at nas1"],
+        ),
+        (nfs_rs.NfsOSError(message="unreachable", errno=101), ConnectionLostError, ["no route", "nas1"]),
+        (nfs_rs.NfsOSError(message="host down", errno=113), ConnectionLostError, ["no route", "nas1"]),
+        (
+            nfs_rs.NfsOSError(message="failed to lookup address information: unknown"),
+            ConnectionLostError,
+            ["'nas1'", "does not resolve"],
+        ),
+        (
+            nfs_rs.NfsRpcError(message="RPC error: portmapper lookup failed for prog=100005"),
+            ConnectionLostError,
+            ["port 111", "mount_port"],
+        ),
+        (
+            nfs_rs.NfsTimeoutError(message="connection deadline"),
+            ConnectionLostError,
+            ["in time", "firewalls"],
+        ),
+        (
+            nfs_rs.NfsPermissionError(message="Permission denied (os error 13)", errno=13),
+            PermissionRefusedError,
+            ["below 1024", "CAP_NET_BIND_SERVICE"],
+        ),
+        (
+            _wrapped(_JUDGED, "NFS4 error: retry uncached reply"),
+            ConnectionLostError,
+            ["retry uncached reply"],
+        ),
+    ],
+)
+def test_what_never_got_to_nfs_says_why(
+    error: nfs_rs.NfsError, expected: type[SafehaulError], parts: list[str]
+) -> None:
+    for found in (mount_translate(error, EXPORT), translate(error, EXPORT, "read", "x")):
+        assert type(found) is expected
+        for part in ["'gold'", *parts]:
+            assert part in str(found), found
+
+
+@pytest.mark.parametrize(
+    ("offered", "says"),
+    [
+        (None, "from an unreserved port; correct path"),
+        ([], "offers this node nothing;"),
+        (["/v/b", "/v/\x1b[31m"], "offers this node '/v/b', '/v/\\x1b[31m';"),
+        ([f"/v/{number}" for number in range(100)], "'/v/7', …;"),
+    ],
+)
+def test_a_refused_mount_says_what_the_filer_offers_instead(offered: list[str] | None, says: str) -> None:
+    denied = mount_translate(nfs_rs.NfsMountError(message="Mount error: access denied"), EXPORT, offered)
+    assert says in str(denied)

@@ -91,8 +91,30 @@ def test_network_cards_are_not_connected_and_get_new_addresses() -> None:
     assert made["ethernet0.startconnected"] == "FALSE"
     assert made["ethernet0.addresstype"] == "vpx"
     assert "ethernet0.address" not in made
-    kept = _build(keep_mac=True)
-    assert (kept["ethernet0.addresstype"], kept["ethernet0.address"]) == ("static", "00:50:56:00:00:01")
+    assert "ethernet0.generatedaddress" not in made
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("manual", {"addresstype": "static", "address": "MAC"}),
+        ("Assigned", {"addresstype": "vpx", "generatedaddress": "MAC"}),
+        ("generated", {"addresstype": "static", "address": "MAC", "checkmacaddress": "FALSE"}),
+    ],
+)
+def test_kept_addresses_are_written_so_that_esxi_accepts_them(kind: str, wanted: dict[str, str]) -> None:
+    mac = "00:50:56:00:00:01"
+    nic = VmNic(key=4000, mac=mac, network="VM Network", address_type=kind)
+    made = _build(_hardware(nics=[nic]), keep_mac=True)
+    fields = ("addresstype", "address", "generatedaddress", "checkmacaddress")
+    found = {field: made[f"ethernet0.{field}"] for field in fields if f"ethernet0.{field}" in made}
+    assert found == {field: mac if value == "MAC" else value for field, value in wanted.items()}
+
+
+def test_a_card_stands_on_the_network_that_it_is_mapped_to() -> None:
+    nics = [VmNic(key=4000, network="VM Network"), VmNic(key=4001, network="Backup")]
+    made = _build(_hardware(nics=nics), networks={"VM Network": "Isolated"})
+    assert (made["ethernet0.networkname"], made["ethernet1.networkname"]) == ("Isolated", "Backup")
 
 
 def test_what_belongs_to_the_old_place_is_dropped() -> None:

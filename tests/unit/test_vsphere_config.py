@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from activities import peers
+from safehaul.config.example import example_toml
+from safehaul.config.loader import load
 from safehaul.errors import ConfigError
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.hardware import kept_settings
@@ -67,3 +71,27 @@ def test_extra_config_keeps_hardware_and_drops_identity_and_secrets() -> None:
         "numa.note": "y" * 5000,
     }
     assert kept_settings(settings) == {"disk.EnableUUID": "TRUE", "scsi0.pciSlotNumber": "160"}
+
+
+def test_the_configured_limit_and_trust_reach_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(peers, "VCenter", lambda name, **options: given.update(options, name=name))
+    monkeypatch.setenv("VC_PASSWORD", "hunter2-secret")
+    text = example_toml()
+    for old, new in (
+        ('{ file = "/etc/safehaul/vcenter-password" }', '{ env = "VC_PASSWORD" }'),
+        ('ca_file = "/etc/safehaul/vcenter-ca.pem"', f'thumbprint_sha256 = "{":".join(["AB"] * 32)}"'),
+        ("# max_concurrent_calls = 8", "max_concurrent_calls = 3"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path / "safehaul.toml"
+    path.write_text(text)
+    peers.Peers(load(path)).vcenter("main")
+    assert given["max_concurrent_calls"] == 3
+    assert given["thumbprint_sha256"] == "ab" * 32
+    assert given["ca_file"] is None
+    assert not given["insecure"]
+    assert given["password"].get_secret_value() == "hunter2-secret"

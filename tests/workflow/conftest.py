@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from activities.commserve import CommServe
 from activities.peers import Peers
 from lab.temporal import TemporalServer
 from tests.workflow.trivial import TrivialJob, TrivialNode, World
+from tests.workflow.trivial_restore import TrivialRestore
 from workers.bootstrap import sandbox
 from workflows import policies
 from workflows.catalogue import WORKFLOWS
+
+# A step learns of its cancel by a heartbeat: with the SDK's own throttle that takes most of the time-out.
+THROTTLE = timedelta(seconds=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -51,18 +56,20 @@ async def running(
     build: WorkerDeploymentConfig | None = None,
 ) -> AsyncIterator[None]:
     """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning."""
-    job, steps = TrivialJob(world), CommServe(_no_peers(), client)
+    job, restores, steps = TrivialJob(world), TrivialRestore(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(3 * slots))
 
-        async def serve(queue: str, activities: list[Any], **options: Any) -> None:
+        async def serve(queue: str, activities: list[Any], slots: int = slots, **options: Any) -> None:
             worker = Worker(
                 client,
                 task_queue=queue,
                 activities=activities,
                 activity_executor=threads,
                 max_concurrent_activities=slots,
+                max_heartbeat_throttle_interval=THROTTLE,
+                default_heartbeat_throttle_interval=THROTTLE,
                 deployment_config=build,
                 **options,
             )
@@ -80,6 +87,7 @@ async def running(
                 job.close_job,
                 steps.request_cancel,
                 steps.reconcile,
+                *restores.desk(),
             ],
             workflows=workflows,
             workflow_runner=sandbox(),
@@ -88,7 +96,7 @@ async def running(
             if name not in silent:
                 await stack.enter_async_context(node_workers(client, world, name, build=build))
         anyone = TrivialNode(world, "any")
-        await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot])
+        await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot, *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())
         yield
 
@@ -98,22 +106,29 @@ async def node_workers(
     client: Client, world: World, name: str, *, build: WorkerDeploymentConfig | None = None
 ) -> AsyncIterator[None]:
     """One access node's workers: its control queue and its streams."""
-    job, node, slots = TrivialJob(world), TrivialNode(world, name), max(8, 2 * world.streams)
+    job, restores = TrivialJob(world), TrivialRestore(world)
+    node, slots = TrivialNode(world, name), max(8, 2 * world.streams)
     coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
     coordination += [job.load_page, job.write_reports, job.close_job]
-    queues: dict[str, list[Any]] = {
-        policies.control_queue(name): [*node.control(), *coordination],
-        policies.streams_queue(name): [node.transfer_disk],
+    control = [*node.control(), *coordination, *restores.control()]
+    queues: dict[str, tuple[list[Any], int]] = {
+        policies.control_queue(name): (control, slots),
+        policies.streams_queue(name): (
+            [node.transfer_disk, restores.restore_disk],
+            world.stream_slots or slots,
+        ),
     }
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(2 * slots))
-        for queue, activities in queues.items():
+        for queue, (activities, at_once) in queues.items():
             worker = Worker(
                 client,
                 task_queue=queue,
                 activities=activities,
                 activity_executor=threads,
-                max_concurrent_activities=slots,
+                max_concurrent_activities=at_once,
+                max_heartbeat_throttle_interval=THROTTLE,
+                default_heartbeat_throttle_interval=THROTTLE,
                 deployment_config=build,
             )
             await stack.enter_async_context(worker)

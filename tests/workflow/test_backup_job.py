@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
 from tests.workflow.trivial import World, wait_for_cancel
+from workflows import policies
 from workflows.backup_job import BackupJob
 
 REQUEST = {"vm_group": "test"}
@@ -125,6 +128,60 @@ async def test_cancel_vm_cancels_that_vm_alone(client: Client, job_id: str) -> N
     assert not world.snapshots
 
 
+async def test_cancel_vm_takes_a_waiting_vm_out_of_the_queue(client: Client, job_id: str) -> None:
+    world = World(vm_count=3, streams=1)
+    world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(2) if arg.vm.name == "vm-00000" else None
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        await until(lambda: world.calls["transfer_disk"] == 1)
+        answer = await handle.execute_update("request_cancel_vm", {"vm": "vm-00002"})
+        report = JobReport.model_validate(await handle.result())
+    assert "had not been started" in answer
+    assert {vm.name: str(vm.status) for vm in report.vms} == {
+        "vm-00000": "Completed",
+        "vm-00001": "Completed",
+        "vm-00002": "Cancelled",
+    }
+    assert world.calls["create_snapshot"] == 2
+
+
+async def test_a_snapshot_is_not_held_longer_than_its_limit_whatever_the_vm_waits_for(
+    client: Client, job_id: str
+) -> None:
+    """Here the MediaAgent does not come to an end, which no step of the access node would notice."""
+    world = World(vm_count=1)
+    world.options = world.options.model_copy(update={"max_hold_s": 2.0})
+    world.hooks["open_backup"] = lambda _arg: wait_for_cancel(30)
+    async with running(client, world):
+        handle = await start(client, job_id, REQUEST)
+        with pytest.raises(WorkflowFailureError) as ended:
+            await handle.result()
+        child = await _only_child(client, job_id)
+    assert isinstance(ended.value.cause, ApplicationError)
+    report = JobReport.model_validate(ended.value.cause.details[0])
+    assert child.status is WorkflowExecutionStatus.FAILED
+    assert str(report.vms[0].status) == "Failed"
+    assert "held for 2 s, which is max_hold_s" in report.vms[0].reason
+    assert not world.snapshots
+    assert world.calls["write_index"] == 0
+
+
+async def test_a_node_that_is_busy_with_another_job_is_waited_for(
+    client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stream, two jobs: the second job's transfer is taken by nobody for longer than a dead node is given."""
+    quick = replace(policies.TRANSFER, schedule_to_start=timedelta(seconds=1))
+    monkeypatch.setattr(policies, "TRANSFER", quick)
+    world = World(vm_count=1)
+    world.stream_slots = 1
+    world.hooks["transfer_disk"] = lambda _arg: time.sleep(4)
+    async with running(client, world):
+        handles = [await start(client, f"{job_id}-{number}", REQUEST) for number in (1, 2)]
+        reports = [JobReport.model_validate(await handle.result()) for handle in handles]
+    assert [report.totals.completed for report in reports] == [1, 1]
+    assert world.calls["transfer_disk"] == 2
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -133,7 +190,7 @@ async def test_cancel_vm_cancels_that_vm_alone(client: Client, job_id: str) -> N
         (["nightly"], "valid dictionary"),
         ([{}], "vm_group: Field required"),
         ([{"vm_group": "x", "vm_grop": 1}], "vm_grop: Extra inputs are not permitted"),
-        ([{"vm_group": 7}], "vm_group: Input should be a valid string"),
+        ([{"vm_group": 7}], "vm_group: must be the name of a VM group"),
         ([{"continued": {}}], "continued.request"),
     ],
 )
@@ -156,7 +213,7 @@ async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist
         handle = await client.start_workflow("BackupJobb", id=job_id, task_queue="commserve")
         with pytest.raises(WorkflowFailureError) as ended:
             await asyncio.wait_for(handle.result(), 10)
-    assert "BackupJob, BackupVm, RemoveSnapshot, RestoreVm" in str(ended.value.cause)
+    assert "BackupJob, BackupVm, RemoveSnapshot, RestoreDisk, RestoreVm" in str(ended.value.cause)
 
 
 async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Client, job_id: str) -> None:
@@ -173,7 +230,12 @@ async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Clie
         progress = await handle.query(BackupJob.progress)
         report = JobReport.model_validate(await handle.result())
     rejected = "\n".join(progress.rejected_signals)
-    for part in ("valid dictionary", "no running VM is named 'nobody'", "takes one input", "signal 'halt'"):
+    for part in (
+        "valid dictionary",
+        "no running or waiting VM is named 'nobody'",
+        "takes one input",
+        "signal 'halt'",
+    ):
         assert part in rejected
     assert report.status == "Completed"
 

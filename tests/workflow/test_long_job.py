@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -14,8 +15,9 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
+from activities.commserve import CommServe
 from lab.temporal import TemporalServer
-from safehaul.messages.job import JobReport
+from safehaul.messages.job import ChildRef, JobReport
 from tests.workflow.conftest import running
 from tests.workflow.trivial import World, wait_for_cancel
 from workflows import policies
@@ -78,14 +80,35 @@ async def test_a_child_that_dies_while_runs_are_short_is_noticed_long_before_the
     world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(60) if arg.vm.name == BLOCKED else None
     async with started(impatient, job_id, world) as job:
         await next_run(job, await run_of(job))
-        progress = await job.query(BackupJob.progress)
-        child = next(vm.child_id for vm in progress.running if vm.name == BLOCKED)
-        await _client(job).get_workflow_handle(child).terminate("killed by the test")
+        await _kill_blocked(job)
         await until(lambda: "vc.00000" not in world.snapshots.values(), 15)
         await job.signal("cancel")
         with pytest.raises(Exception, match=r"cancel|Workflow"):
             await job.result()
     assert not world.snapshots
+
+
+async def test_without_the_reconciliation_that_death_stays_unseen(
+    impatient: TemporalServer, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step `reconcile` as a successful no-op: it is what notices the child above, and nothing else is."""
+    monkeypatch.setattr(policies, "RECONCILE_EVERY", timedelta(seconds=2))
+    asked: Counter[str] = Counter()
+
+    async def nothing(_self: CommServe, child: ChildRef) -> None:
+        asked[child.child_id] += 1
+
+    monkeypatch.setattr(CommServe, "_look_up", nothing)
+    world = World(vm_count=1000, streams=6)
+    world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(60) if arg.vm.name == BLOCKED else None
+    async with started(impatient, job_id, world) as job:
+        await next_run(job, await run_of(job))
+        child = await _kill_blocked(job)
+        before = asked[child]
+        await until(lambda: asked[child] >= before + 2)
+        assert "vc.00000" in world.snapshots.values()
+        assert BLOCKED in {vm.name for vm in (await job.query(BackupJob.progress)).running}
+        await job.terminate("nobody would end it")
 
 
 async def test_a_cancel_of_a_vm_that_comes_just_before_a_continue_as_new_is_not_lost(
@@ -137,6 +160,14 @@ async def test_a_quiet_job_continues_as_new_too(
     assert second != first
     assert report.totals.completed == 1
     assert not world.snapshots
+
+
+async def _kill_blocked(job: WorkflowHandle[Any, Any]) -> str:
+    """Terminate the workflow of the VM that does not get on; its id."""
+    progress = await job.query(BackupJob.progress)
+    child = next(vm.child_id for vm in progress.running if vm.name == BLOCKED)
+    await _client(job).get_workflow_handle(child).terminate("killed by the test")
+    return str(child)
 
 
 def _client(job: WorkflowHandle[Any, Any]) -> Client:

@@ -25,6 +25,7 @@ from safehaul.messages.job import (
     DiscoverInput,
     Discovery,
     DistributeInput,
+    Excluded,
     JobReport,
     JobSettings,
     JobStatus,
@@ -88,6 +89,8 @@ class World:
         self.vm_count = vm_count
         self.nodes = nodes
         self.streams = streams
+        self.stream_slots: int | None = None
+        """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
         self.distribution = "dynamic"
         self.power: dict[str, float] = {}
         """Node → power, as step 5 tells it."""
@@ -95,9 +98,11 @@ class World:
         """Snapshot name → VC.GUID, of snapshots that exist."""
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
-        self.hooks: dict[str, Callable[[Any], None]] = {}
+        self.hooks: dict[str, Callable[[Any], object]] = {}
         self.reports: dict[str, list[VmReport]] = {}
         self.options = VmOptions(removal_handover_s=20.0)
+        self.failed: list[Excluded] = []  # as discovery tells them
+        self.transports = ["nas"]  # step 8's verdict for each disk of every VM
         self.lock = threading.Lock()
 
     def did(self, name: str, key: str, arg: Any) -> None:
@@ -115,6 +120,13 @@ class World:
             PlannedVm(vc_guid=f"vc.{number:05d}", name=f"vm-{number:05d}", moref=f"vm-{number}")
             for number in range(self.vm_count)
         ]
+
+
+def _disk(number: int, transport: str) -> DiskTransport:
+    path, label = f"[ds] vm/vm_{number}.vmdk", f"Hard disk {number + 1}"
+    disk = VmDisk(key=2000 + number, label=label, capacity_bytes=1 << 20, path=path)
+    reason = "" if transport == "nas" else f"it is {transport}"
+    return DiskTransport(disk=disk, transport=transport, reason=reason, format="flat")
 
 
 def wait_for_cancel(seconds: float = 30.0) -> None:
@@ -139,7 +151,7 @@ class TrivialJob:
     def open_job(self, arg: OpenJobInput) -> JobSettings:
         self.world.did("open_job", arg.job_id, arg)
         return JobSettings(
-            vm_group=arg.request.vm_group,
+            vm_group=arg.request.group_name,
             vcenter="vc",
             access_nodes=list(self.world.nodes),
             media_agent="ma",
@@ -164,7 +176,8 @@ class TrivialJob:
     @_defn("discover")
     def discover(self, arg: DiscoverInput) -> Discovery:
         self.world.did("discover", arg.job_id, arg)
-        return Discovery(pages=["vms/0"], vm_count=self.world.vm_count, capacity_bytes=0, datastores=["ds"])
+        count, failed = self.world.vm_count, self.world.failed
+        return Discovery(pages=["vms/0"], vm_count=count, capacity_bytes=0, datastores=["ds"], failed=failed)
 
     @_defn("take_lease")
     def take_lease(self, arg: LeaseInput) -> Lease:
@@ -318,10 +331,8 @@ class TrivialNode:
     @_defn("check_transport")
     def check_transport(self, arg: CheckTransportInput) -> TransportReport:
         self.world.did("check_transport", arg.vm.vc_guid, arg)
-        disk = VmDisk(key=2000, label="Hard disk 1", capacity_bytes=1 << 20, path="[ds] vm/vm.vmdk")
-        return TransportReport(
-            disks=[DiskTransport(disk=disk, transport="nas", format="flat")], hardware={"name": arg.vm.name}
-        )
+        disks = [_disk(number, transport) for number, transport in enumerate(self.world.transports)]
+        return TransportReport(disks=disks, hardware={"name": arg.vm.name})
 
     @_defn("download_files")
     def download_files(self, arg: DownloadInput) -> DownloadedFiles:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from safehaul.errors import ConfigError
-from workers.cli import backups, catalog, configuration, exits, job, repo, restore, worker
+from workers.cli import backups, catalog, configuration, exits, group, job, repo, restore, worker
 from workers.cli.output import Json, Output, plain, show_json
 
 HELP = """Back up VMware VMs on NFS datastores straight from the filer.
@@ -32,8 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(worker.app, name="worker", help="Run a worker process: commserve, access-node or media-agent.")
-app.add_typer(job.app, name="job", help="Start, watch, show and cancel backup jobs.")
-app.add_typer(backups.app, name="backups", help="List backups and show what one holds.")
+app.add_typer(group.app, name="group", help="List VM groups; preview which VMs one selects.")
+app.add_typer(job.app, name="job", help="Start, list, watch, show and cancel backup jobs.")
+app.add_typer(backups.app, name="backups", help="List backups, show what one holds, verify them.")
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
 app.add_typer(repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository.")
 app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
@@ -72,16 +73,18 @@ def demo(
     vms: Annotated[int, typer.Option(min=3, max=200, help="How many VMs the data centre has.")] = 6,
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Play a whole data centre on loopback: one job, one restore, and the proof of both.
 
-    Needs the package's lab extra. Example: `safehaul demo --vms 8 --keep`.
+    Needs the package's lab extra. With `--json` the story goes to stderr, and the result is the one JSON value.
+    Example: `safehaul demo --vms 8 --keep`.
     """
     try:
         from workers.cli.demo import run_demo  # noqa: PLC0415 - the lab is not installed in production
     except ImportError as error:
         raise ConfigError(f"the demo needs the lab extra of the package ({error.name} is missing)") from None
-    raise typer.Exit(run_demo(vms, keep=keep))
+    raise typer.Exit(run_demo(vms, keep=keep, as_json=as_json))
 
 
 def main() -> None:

@@ -1,35 +1,77 @@
-"""`safehaul backups …`: list backups and show what one holds."""
+"""`safehaul backups …`: list backups, show what one holds, verify that it can be restored."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from safehaul.catalog.catalog import Catalog
-from safehaul.media.manifest import BackupIndex, BackupRef, Manifest, read_index, read_manifest
+from safehaul.config.settings import Settings
+from safehaul.errors import InvalidInputError
+from safehaul.media.manifest import (
+    BackupIndex,
+    BackupRef,
+    Manifest,
+    list_backups,
+    read_index,
+    read_manifest,
+)
+from safehaul.media.repository import Repository
+from workers.cli import completion, exits
+from workers.cli.backup_verify import check_backups, show_checks
 from workers.cli.identifiers import parse_backup
 from workers.cli.output import Json, of, safe, say, show_json, size, table
 from workers.cli.repo import Agent, open_repository
+from workers.cli.times import SINCE_HELP, parse_since
 
 app = typer.Typer(no_args_is_help=True)
+
+
+class BackupStatus(StrEnum):
+    """How a backup stands in the catalogue."""
+
+    COMPLETED = "completed"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    UNINDEXED = "unindexed"
 
 
 @app.command("list")
 def list_(
     context: typer.Context,
-    vm: Annotated[str | None, typer.Option(help="Only this VM: its name or VC.GUID.")] = None,
-    group: Annotated[str | None, typer.Option(help="Only this VM group.")] = None,
+    vm: Annotated[
+        str | None, typer.Option(help="Only this VM: its name or VC.GUID.", autocompletion=completion.vms)
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Only this VM group.", autocompletion=completion.vm_groups)
+    ] = None,
+    status: Annotated[BackupStatus | None, typer.Option(help="Only backups of this status.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most, newest first.")] = 100,
     *,
     as_json: Json = False,
 ) -> None:
-    """List backups from the catalogue, newest first. Example: `safehaul backups list --vm web-1`."""
+    """List backups from the catalogue, newest first. Example: `safehaul backups list --vm web-1 --since 7d`."""
+    begun = parse_since(since)
     catalog = Catalog(of(context).settings().catalog_url())
-    rows = catalog.list_backups(vm=vm, vm_group=group, limit=limit)
+    rows = catalog.list_backups(
+        vm=vm,
+        vm_group=group,
+        status=status.capitalize() if status else None,
+        since=begun,
+        limit=limit,
+    )
     catalog.close()
     if as_json:
         show_json([row.model_dump(mode="json") for row in rows])
+        return
+    if not rows:
+        say(
+            "no backup was found: drop a filter, or see `safehaul job list`; a lost catalogue is made again by"
+        )
+        say("`safehaul catalog rebuild`")
         return
     columns = ["VM", "status", "committed", "on disk>", "stored>", "group", "backup"]
     table(
@@ -52,7 +94,12 @@ def list_(
 @app.command()
 def show(
     context: typer.Context,
-    backup: Annotated[str, typer.Argument(help="VC.GUID/TIME-ID, as `backups list` shows it.")],
+    backup: Annotated[
+        str,
+        typer.Argument(
+            help="VC.GUID/TIME-ID, as `backups list` shows it.", autocompletion=completion.backups
+        ),
+    ],
     media_agent: Agent = None,
     *,
     as_json: Json = False,
@@ -77,6 +124,63 @@ def show(
     _show(backup, manifest, index)
 
 
+@app.command()
+def verify(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="BACKUP",
+            help="VC.GUID/TIME-ID; with --all a VM: its name or VC.GUID.",
+            autocompletion=completion.backups,
+        ),
+    ],
+    media_agent: Agent = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Verify all backups of a VM.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every chunk of a backup and check it, as a restore would; name damage by disk and offset.
+
+    Exit code 1 when something is damaged. Example: `safehaul backups verify GUID/20261123T003839Z-c64f5b959f5192a3`,
+    `safehaul backups verify web-1 --all`.
+    """
+    settings = of(context).settings()
+    repository = open_repository(settings, media_agent)
+    try:
+        refs = _backups_of(settings, repository, what) if every else [BackupRef(*parse_backup(what))]
+        found = check_backups(repository, refs, quiet=as_json)
+    finally:
+        repository.close()
+    if as_json:
+        show_json([{**item.model_dump(mode="json"), "sound": item.sound} for item in found])
+    else:
+        show_checks(found)
+    if not all(item.sound for item in found):
+        raise typer.Exit(exits.FAILED)
+
+
+def _backups_of(settings: Settings, repository: Repository, vm: str) -> list[BackupRef]:
+    """All backups of a VM in the repository, oldest first. Raises InvalidInputError."""
+    refs = list(list_backups(repository, vm))
+    if refs:
+        return refs
+    catalog = Catalog(settings.catalog_url())
+    guids = sorted({row.vc_guid for row in catalog.list_backups(vm=vm, limit=100_000)})
+    catalog.close()
+    if len(guids) > 1:
+        raise InvalidInputError(
+            f"several VMs are called {vm[:100]!r}; name one by its VC.GUID: {', '.join(guids)}"
+        )
+    refs = list(list_backups(repository, guids[0])) if guids else []
+    if not refs:
+        raise InvalidInputError(
+            f"the repository holds no backup of a VM {vm[:100]!r}: see `safehaul backups list`; names are looked up in "
+            "the catalogue, which `safehaul catalog rebuild` makes again"
+        )
+    return refs
+
+
 def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
     say(f"[bold]{safe(manifest.vm_name)}[/bold] {safe(backup)}")
     say(
@@ -88,7 +192,7 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
         for disk in manifest.disks
     ]
     skipped = [
-        (item.key or "", item.label, "none", "", "", item.reason)
+        (item.key or "", item.label, "deselected" if item.deselected else "none", "", "", item.reason)
         for item in manifest.skipped
         if item.kind == "disk"
     ]

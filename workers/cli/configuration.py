@@ -30,6 +30,9 @@ def check(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 @app.command()
-def example() -> None:
+def example(*, as_json: Json = False) -> None:
     """Print a complete configuration with comments. Example: `safehaul config example > safehaul.toml`."""
-    sys.stdout.write(example_toml())
+    if as_json:
+        show_json({"toml": example_toml()})
+    else:
+        sys.stdout.write(example_toml())

@@ -1,4 +1,4 @@
-"""`safehaul job …`: start, watch, show and cancel backup jobs."""
+"""`safehaul job …`: start, list, watch, show and cancel backup jobs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ import typer
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from safehaul.catalog.catalog import Catalog
 from safehaul.errors import ConnectionLostError
 from workers.bootstrap import connect
-from workers.cli import exits, job_calls, job_report, job_view
+from workers.cli import completion, exits, job_calls, job_list, job_report, job_view
 from workers.cli.job_calls import Standing
+from workers.cli.job_list import ListedJob, ListedStatus, Wanted, catalogued, merged
 from workers.cli.output import Json, of, run, safe, say, show_json
+from workers.cli.times import SINCE_HELP, parse_since
+from workers.cli.vm_looks import VmLooks
 
 app = typer.Typer(no_args_is_help=True)
-WorkflowId = Annotated[str, typer.Argument(help="The job's workflow id, as `job start` prints it.")]
+WorkflowId = Annotated[
+    str,
+    typer.Argument(help="The job's workflow id, as `job start` prints it.", autocompletion=completion.jobs),
+]
 POLL_S = 1.0
 SILENCE_S = 300.0
 """So long a watch bears that nobody answers: a CommServe or Temporal may be started anew while a job runs."""
@@ -27,7 +34,9 @@ SILENCE_S = 300.0
 @app.command()
 def start(
     context: typer.Context,
-    vm_group: Annotated[str, typer.Argument(help="Name of the VM group.")],
+    vm_group: Annotated[
+        str, typer.Argument(help="Name of the VM group.", autocompletion=completion.vm_groups)
+    ],
     workflow_id: Annotated[str | None, typer.Option(help="Default: the group's name and the time.")] = None,
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it until it ends.")] = False,
@@ -54,6 +63,58 @@ def start(
         raise typer.Exit(ended.exit_code)
     if as_json:
         show_json({"workflow_id": name, "status": "RUNNING", "progress": None, "report": None})
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    group: Annotated[
+        str | None, typer.Option(help="Only this VM group.", autocompletion=completion.vm_groups)
+    ] = None,
+    status: Annotated[ListedStatus | None, typer.Option(help="Only jobs of this status.")] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            help="Only jobs in which this access node had a VM.", autocompletion=completion.access_nodes
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most, newest first.")] = 50,
+    *,
+    running: Annotated[bool, typer.Option("--running", help="Only jobs that run now.")] = False,
+    past: Annotated[
+        bool, typer.Option("--past", help="Only the catalogue's ended jobs; asks no Temporal server.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List jobs, running ones first. Example: `safehaul job list --group nightly --since 7d`.
+
+    Running and recent jobs are Temporal's, the others stand in the catalogue.
+    """
+    if running:
+        status = ListedStatus.RUNNING
+    wanted = Wanted(vm_group=group, status=status, since=parse_since(since), node=node, limit=limit)
+    settings = of(context).settings()
+    catalog = Catalog(settings.catalog_url())
+
+    async def ask() -> list[ListedJob]:
+        try:
+            return await job_list.visible(await connect(settings), catalog, wanted)
+        except (ConnectionLostError, RPCError) as error:
+            if not exits.no_answer(error):
+                raise
+            raise ConnectionLostError(
+                f"{exits.message_of(error)}; ended jobs stand in the catalogue: safehaul job list --past"
+            ) from None
+
+    try:
+        found = merged([catalogued(catalog, wanted), [] if past else run(ask())], limit)
+    finally:
+        catalog.close()
+    if as_json:
+        show_json([job.model_dump(mode="json") for job in found])
+    else:
+        job_report.show_list(found)
 
 
 @app.command()
@@ -117,6 +178,7 @@ def cancel(
 async def _follow(client: Client, workflow_id: str, *, quiet: bool) -> Standing:
     """Show progress until the job ends. Raises what `job_calls.standing` does, silence only after SILENCE_S."""
     heard = time.monotonic()
+    looks = VmLooks(client)
     with job_view.LiveView(quiet=quiet) as view:
         while True:
             try:
@@ -129,8 +191,9 @@ async def _follow(client: Client, workflow_id: str, *, quiet: bool) -> Standing:
                 heard = time.monotonic()
                 if not found.runs:
                     return found
-                if found.progress is not None:
-                    view.update(found.progress)
+                if found.progress is not None and not quiet:
+                    await looks.renew(found.progress.running)
+                    view.update(found.progress, looks.of)
             await asyncio.sleep(POLL_S)
 
 

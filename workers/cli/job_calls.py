@@ -20,7 +20,9 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from safehaul.errors import AlreadyExistsError, ConnectionLostError, InvalidInputError, UnsupportedError
-from safehaul.messages.job import BackupJobRequest, JobProgress, JobReport
+from safehaul.messages.job import JobReport
+from safehaul.messages.progress import JobProgress
+from safehaul.messages.requests import BackupJobRequest
 from workers.cli import exits
 from workflows.policies import COMMSERVE_QUEUE
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from safehaul.errors import InvalidInputError
 from safehaul.messages.job import JobReport
 from safehaul.messages.vm import VmReport
 from workers.cli.job_calls import Standing
+from workers.cli.job_list import ListedJob
+from workers.cli.job_pace import span
 from workers.cli.job_view import progress_text
 from workers.cli.output import safe, say, size, table
 
@@ -35,6 +39,38 @@ def show_unreported(found: Standing) -> None:
     say(f"job {safe(found.workflow_id)} ended as {found.status}: such an end carries no report")
     if found.status not in {"CANCELED", "CONTINUED_AS_NEW"}:
         say("Temporal runs no clean-up then: look at its VMs for snapshots that it has left")
+
+
+def show_list(jobs: Sequence[ListedJob]) -> None:
+    """Jobs, one a line."""
+    columns = [
+        "job",
+        "group",
+        "status",
+        "started (UTC)",
+        "took>",
+        "VMs>",
+        "partial>",
+        "failed>",
+        "read>",
+        "stored>",
+    ]
+    rows = []
+    for job in jobs:
+        took = ((job.ended or datetime.now(UTC)) - job.started).total_seconds()
+        vms = f"{job.vms} + {job.running} running" if job.running else f"{job.vms}"
+        known = job.read_bytes or job.stored_bytes
+        rows.append(
+            (
+                *(job.workflow_id, job.vm_group, job.status, f"{job.started:%Y-%m-%d %H:%M:%S}", span(took)),
+                *(vms, job.partial or "", job.failed or ""),
+                *(size(job.read_bytes) if known else "", size(job.stored_bytes) if known else "", job.reason),
+            )
+        )
+    if rows:
+        table([*columns, "reason"], rows)
+    else:
+        say("no job was found: start one with `safehaul job start GROUP`, or drop a filter")
 
 
 def show_report(report: JobReport) -> None:

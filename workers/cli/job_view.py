@@ -1,30 +1,39 @@
-"""How a running job looks: a live table on a terminal, plain lines elsewhere."""
+"""How a running job is followed: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from types import TracebackType
 from typing import Self
 
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from safehaul.messages.job import JobProgress
+from safehaul.messages.progress import JobProgress
+from safehaul.messages.vm import VmReport
+from workers.cli.job_pace import Pace, span
+from workers.cli.job_table import live_table
 from workers.cli.output import console, safe, say, size
+from workers.cli.vm_looks import Looks
 
-MAX_ROWS = 40
+PACE_EVERY_S = 30.0
+"""A log of a job is told the pace this often."""
 
 
 class LiveView:
     """A table that renews itself on a terminal; plain lines, one for each change, elsewhere."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, terminal: Console | None = None) -> None:
+        """`terminal`: where the table goes; default: stdout, when that is a terminal."""
         self._quiet = quiet
-        self._live = Live(console=console(), transient=True) if sys.stdout.isatty() and not quiet else None
-        self._rate = Rate()
-        self._last = ""
+        if terminal is None and sys.stdout.isatty():
+            terminal = console()
+        self._live: Live | None = None
+        if terminal is not None and not quiet:
+            self._live = Live(console=terminal, transient=True, refresh_per_second=2)
+        self._pace = Pace()
+        self._lines = _Lines()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -37,15 +46,16 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, progress: JobProgress) -> None:
+    def update(self, progress: JobProgress, looks: Looks) -> None:
         """Show the newest progress."""
         if self._quiet:
             return
-        rate = self._rate.update(progress)
+        measure = self._pace.measure(progress, looks)
         if self._live is not None:
-            self._live.update(running_table(progress, rate))
+            height = self._live.console.height
+            self._live.update(live_table(progress, looks, measure, height=height))
         else:
-            self._line(progress_text(progress))
+            self._lines.show(progress, looks, measure.text())
 
     def note(self, text: str) -> None:
         """Say why there is nothing new; foreign text is made harmless here."""
@@ -54,35 +64,55 @@ class LiveView:
         if self._live is not None:
             self._live.update(safe(text))
         else:
-            self._line(safe(text))
+            self._lines.line(safe(text))
 
-    def _line(self, text: str) -> None:
+
+class _Lines:
+    """What a log is told: the job's counts when they change, each VM's end, each trouble once, the pace at times."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._ended: set[str] = set()
+        self._troubles: set[str] = set()
+        self._pace_due = time.monotonic() + PACE_EVERY_S
+
+    def show(self, progress: JobProgress, looks: Looks, pace: str) -> None:
+        """Print what is new."""
+        for report in progress.recent:
+            if report.vc_guid not in self._ended:
+                self._ended.add(report.vc_guid)
+                say(end_text(report))
+        troubled = {vm.child_id: vm for vm in progress.running}
+        for child_id, vm in troubled.items():
+            look = looks(child_id)
+            if look is not None and look.trouble and child_id not in self._troubles:
+                self._troubles.add(child_id)
+                say(f"{safe(vm.name)} on {safe(vm.node)}: {safe(look.doing)}: {safe(look.trouble)}")
+            elif look is not None and not look.trouble:
+                self._troubles.discard(child_id)
+        self._troubles &= troubled.keys()
+        if pace and time.monotonic() >= self._pace_due:
+            self._pace_due = time.monotonic() + PACE_EVERY_S
+            say(pace)
+        self.line(progress_text(progress))
+
+    def line(self, text: str) -> None:
+        """Print a line, unless it is the last one again."""
         if text != self._last:
             say(text)
             self._last = text
 
 
-class Rate:
-    """Bytes a second, and the time that is left at the pace so far. Both count finished VMs only."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._first: tuple[int, int] | None = None
-
-    def update(self, progress: JobProgress) -> str:
-        """Rate and time left since the first update; empty while no VM has finished since."""
-        totals = progress.totals
-        if self._first is None:
-            self._first = totals.bytes_read, totals.vms
-        seconds = time.monotonic() - self._begun
-        gained, finished = totals.bytes_read - self._first[0], totals.vms - self._first[1]
-        if seconds < 1 or finished <= 0:
-            return ""
-        text = f"{size(gained / seconds)}/s"
-        left = progress.waiting + len(progress.running)
-        if left:
-            text += f", about {_duration(left * seconds / finished)} left"
-        return text
+def end_text(report: VmReport) -> str:
+    """One line about a VM that has ended."""
+    reason = f": {safe(report.reason)}" if report.reason else ""
+    took = ""
+    if report.started_at is not None and report.ended_at is not None:
+        took = f" after {span((report.ended_at - report.started_at).total_seconds())}"
+    return (
+        f"{safe(report.name)} on {safe(report.node) or 'no node'}: {report.status}{took}, "
+        f"{size(report.bytes_read)} read, {size(report.bytes_stored)} stored{reason}"
+    )
 
 
 def progress_text(progress: JobProgress) -> str:
@@ -99,33 +129,3 @@ def progress_text(progress: JobProgress) -> str:
         f"{size(totals.bytes_read)} read, {size(totals.bytes_stored)} stored",
     ]
     return " | ".join(parts)
-
-
-def running_table(progress: JobProgress, rate: str) -> Table:
-    """What runs where, and what ended last."""
-    title = [f"{progress_text(progress)}{f' | {rate}' if rate else ''}"]
-    nodes = Counter(vm.node for vm in progress.running)
-    if nodes:
-        title.append(", ".join(f"{safe(node)}: {count} running" for node, count in sorted(nodes.items())))
-    title += [f"left out: {safe(item)}" for item in progress.left_out]
-    title += [f"rejected: {safe(item)}" for item in progress.rejected_signals]
-    made = Table(title="\n".join(title), title_justify="left", header_style="bold")
-    for name in ("VM", "node", "state"):
-        made.add_column(name, overflow="fold")
-    running = sorted(progress.running, key=lambda item: (item.node, item.started_at))
-    for vm in running[:MAX_ROWS]:
-        seconds = max(0.0, time.time() - vm.started_at.timestamp())
-        made.add_row(safe(vm.name), safe(vm.node), f"running for {_duration(seconds)}")
-    if len(running) > MAX_ROWS:
-        made.add_row(f"… and {len(running) - MAX_ROWS} more", "", "")
-    for report in progress.recent:
-        made.add_row(safe(report.name), safe(report.node), f"{report.status} {safe(report.reason[:80])}")
-    return made
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

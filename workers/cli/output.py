@@ -17,6 +17,21 @@ from rich.table import Table
 
 from safehaul.config.loader import find_config, load
 from safehaul.config.settings import Settings
+from safehaul.sizes import readable as size
+
+__all__ = [
+    "Json",
+    "Output",
+    "console",
+    "of",
+    "plain",
+    "run",
+    "safe",
+    "say",
+    "show_json",
+    "size",
+    "table",
+]
 
 ResultT = TypeVar("ResultT")
 PIPE_WIDTH = 1000
@@ -77,16 +92,6 @@ def safe(text: str) -> str:
 def plain(text: str) -> str:
     """Text whose control characters are shown and not obeyed; line breaks stay."""
     return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-
-
-def size(size_bytes: float) -> str:
-    """A number of bytes as a person reads it."""
-    value, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
 
 
 def run(work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -13,10 +13,16 @@ from safehaul.media.repository import Repository
 from safehaul.media.store import open_store
 from safehaul.media.verify import VerifyReport
 from safehaul.media.verify import verify as verify_repository
+from workers.cli import completion
 from workers.cli.output import Json, of, safe, say, show_json, size, table
 
 app = typer.Typer(no_args_is_help=True)
-Agent = Annotated[str | None, typer.Option("--media-agent", help="Its name; default: the only one.")]
+Agent = Annotated[
+    str | None,
+    typer.Option(
+        "--media-agent", help="Its name; default: the only one.", autocompletion=completion.media_agents
+    ),
+]
 
 
 @app.command()

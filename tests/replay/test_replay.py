@@ -29,7 +29,6 @@ def test_there_are_histories_of_every_ending() -> None:
         "backup-vm-removal-handed-over",
         "backup-vm-begun-anew",
         "backup-job-continues-as-new",
-        "backup-job-continued",
         "backup-job-unequal-nodes",
         "remove-snapshot-completed",
         "restore-vm-completed",

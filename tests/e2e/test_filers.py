@@ -17,6 +17,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Settings,
@@ -51,7 +52,7 @@ OTHER_RULES: dict[str, dict[str, Any]] = {
 
 USERS = [
     UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-    UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+    UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]),
 ]
 MIDDLE = 16 * MIB
 """An offset in the middle of a disk of 48 MiB: only the transfer reads there."""

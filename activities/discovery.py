@@ -36,7 +36,7 @@ class Discoverer:
         if selection.empty and not group.allow_empty:
             raise PolicyError(
                 f"the rules of VM group {group.name!r} select none of the {len(records)} VMs of vCenter "
-                f"{arg.settings.vcenter!r}: change the rules, or set allow_empty = true"
+                f"{arg.settings.vcenter!r}{_unseen(found)}: change the rules, or set allow_empty = true"
             )
         chosen = in_order(selection.included, group.order)
         pages = write_vm_pages(
@@ -51,6 +51,14 @@ class Discoverer:
             failed=_failed(selection),
             datastores=sorted({disk_store for item in chosen for disk_store in item.record.datastores}),
         )
+
+
+def _unseen(found: inventory.Inventory) -> str:
+    """What a group without VMs may be missing: those that cannot be read, or an account that may see none."""
+    if found.unidentified:
+        first = found.unidentified[0]
+        return f" (not counted: {len(found.unidentified)} that cannot be identified, {first.name!r}: {first.reason})"
+    return "" if found.records else " (an account sees only those on which it holds System.Read)"
 
 
 def _noteworthy(

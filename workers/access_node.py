@@ -24,7 +24,9 @@ from workflows import policies
 
 Step = Callable[..., Any]
 CONTROL_SLOTS = 16
-CLEAN_UP_SLOTS = 4
+# A removal that gets stuck holds a slot for a minute of each of its tries (`policies.CLEAN_UP_TRY`), and a dead node
+# leaves as many VMs at once as it had streams.
+CLEAN_UP_SLOTS = 16
 
 
 async def serve(settings: Settings, name: str) -> None:

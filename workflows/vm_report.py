@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import BackupVmInput, DiskReport, VmProgressDetail, VmReport, VmStatus
 
 MAX_WARNINGS = 50
+MAX_REJECTED = 5
 SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
@@ -64,6 +65,7 @@ class VmStory:
         self._removal: Removal | None = None
         self._backup_id = ""
         self._indexed = False
+        self._rejected: list[str] = []
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -107,6 +109,12 @@ class VmStory:
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
         self._warnings = [*self._warnings, *warnings][:MAX_WARNINGS]
+
+    def reject(self, message: str) -> None:
+        """A signal that could not be followed: shown in the web UI, bounded."""
+        self._rejected = [*self._rejected, message][-MAX_REJECTED:]
+        if self._vm is not None:
+            self._show()
 
     def snapshot(self, snapshot: SnapshotRef) -> None:
         """Step 7 is done."""
@@ -221,6 +229,7 @@ class VmStory:
             f" {disk.bytes_stored:,} |"
             for disk in self._disks.values()
         ]
+        lines += [f"\n{table_cell(message)}" for message in self._rejected]
         workflow.set_current_details("\n".join(lines))
 
 

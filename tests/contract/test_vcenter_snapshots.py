@@ -18,12 +18,12 @@ from safehaul.errors import (
     PermissionRefusedError,
     TransientError,
 )
-from safehaul.messages.inventory import VmState
+from safehaul.messages.inventory import SnapshotNode, VmState
 from safehaul.messages.snapshots import RemovalRecord
-from safehaul.vsphere import tasks
+from safehaul.vsphere import snapshots, tasks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.marker import marker
-from safehaul.vsphere.removal import remove, start_remove
+from safehaul.vsphere.removal import remove
 from safehaul.vsphere.snapshots import create, find, find_all, tree
 from safehaul.vsphere.vms import snapshot_disks, vm_state
 from tests.contract.vcenter_server import SERVERS, LabServer, Server, lab_server
@@ -123,12 +123,8 @@ def test_foreign_snapshots_above_and_below_stay(lab: LabServer, vcenter: VCenter
 def test_a_recorded_moref_that_is_not_ours_is_left_alone(vcenter: VCenter, vm: str) -> None:
     state = before(vcenter, vm)
     foreign = create(vcenter, vm, NAME, "somebody else's description")
-    for ask in (
-        lambda: removed(vcenter, vm, state, foreign.moref),
-        lambda: start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=foreign.moref),
-    ):
-        with pytest.raises(PermanentError, match="not ours"):
-            ask()
+    with pytest.raises(PermanentError, match="not ours"):
+        removed(vcenter, vm, state, foreign.moref)
     assert [each.moref for each in tree(vcenter, vm)] == [foreign.moref]
     # Without a moref nothing has exactly our name and marker.
     assert removed(vcenter, vm, state).already_gone
@@ -145,14 +141,55 @@ def test_an_empty_name_or_marker_removes_nothing(
         create(vcenter, vm, name, description)
 
 
-def test_an_older_snapshot_of_our_name_is_not_adopted(vcenter: VCenter, vm: str) -> None:
+def test_a_snapshot_of_ours_is_adopted_whatever_the_clocks_say(
+    vcenter: VCenter, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vCenter whose clock is an hour behind Temporal's: the second try of a workflow finds what the first made."""
+    first = create(vcenter, vm, NAME, OURS)
+
+    def tree_of_a_slow_clock(session: VCenter, moref: str) -> list[SnapshotNode]:
+        behind = (dt.datetime.fromisoformat(first.created) - dt.timedelta(hours=1)).isoformat()
+        return [each.model_copy(update={"created": behind}) for each in tree(session, moref)]
+
+    monkeypatch.setattr(snapshots, "tree", tree_of_a_slow_clock)
+    assert create(vcenter, vm, NAME, OURS).adopted
+    assert [each.moref for each in find_all(vcenter, vm, NAME, OURS)] == [first.moref]
+
+
+def test_another_runs_snapshot_is_not_adopted(vcenter: VCenter, vm: str) -> None:
+    """Last night's leaked one: the same workflow id, another first run."""
     state = before(vcenter, vm)
-    old = create(vcenter, vm, NAME, OURS)
-    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
-    new = create(vcenter, vm, NAME, OURS, not_before=later)
-    assert new.moref != old.moref
-    # Both carry our marker, and both go.
-    assert set(removed(vcenter, vm, state, new.moref).morefs) == {old.moref, new.moref}
+    old = create(vcenter, vm, "safehaul run-0", marker("site", "namespace", "backup-vm/1", "run-0", "vc.vm"))
+    new = create(vcenter, vm, NAME, OURS)
+    assert (new.adopted, new.moref != old.moref) == (False, True)
+    assert removed(vcenter, vm, state, new.moref).morefs == [new.moref]
+    assert [each.moref for each in tree(vcenter, vm)] == [old.moref]
+
+
+def test_a_creation_that_is_called_off_in_time_asks_vcenter_for_nothing(
+    lab: LabServer, vcenter: VCenter, vm: str
+) -> None:
+    """Called off while it waited for somebody's task: the check stands after the waiting, right before the call."""
+    calls = lab.admin.call_counts().get("CreateSnapshot_Task", 0)
+    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=1.0))
+    lab.hosts.create_snapshot(vm, "by hand", "Ada")
+
+    def called_off() -> None:
+        raise BusyError("called off")
+
+    with pytest.raises(BusyError, match="called off"):
+        create(vcenter, vm, NAME, OURS, before_asking=called_off)
+    assert [each.name for each in tree(vcenter, vm)] == ["by hand"]
+    assert lab.admin.call_counts().get("CreateSnapshot_Task", 0) == calls
+
+
+def test_a_renamed_snapshot_of_ours_is_left_alone_and_never_called_gone(vcenter: VCenter, vm: str) -> None:
+    state = before(vcenter, vm)
+    renamed = create(vcenter, vm, "do not touch", OURS)
+    for recorded in ("", renamed.moref):
+        with pytest.raises(PermanentError, match="do not touch"):
+            removed(vcenter, vm, state, recorded)
+    assert [each.moref for each in tree(vcenter, vm)] == [renamed.moref]
 
 
 def test_a_lost_answer_of_creation_still_gives_one_snapshot(

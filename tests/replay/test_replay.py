@@ -27,6 +27,7 @@ def test_there_are_histories_of_every_ending() -> None:
         "backup-vm-failed",
         "backup-vm-cancelled-remove-snapshot",
         "backup-vm-removal-handed-over",
+        "remove-snapshot-blocked",
         "remove-snapshot-completed",
     }
 

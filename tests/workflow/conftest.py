@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.commserve import CommServe
 from activities.peers import Peers
@@ -42,8 +42,13 @@ RunWorld = Callable[[World], Any]
 
 
 @asynccontextmanager
-async def running(client: Client, world: World, silent: tuple[str, ...] = ()) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none."""
+async def running(
+    client: Client, world: World, silent: tuple[str, ...] = (), *, sandboxed: bool = True
+) -> AsyncIterator[None]:
+    """Workers of all roles over the trivial steps; nodes in `silent` have none.
+
+    Without the sandbox, which imports modules of its own, a test's changes of `workflows.policies` take effect.
+    """
     job, steps = TrivialJob(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
@@ -74,7 +79,7 @@ async def running(client: Client, world: World, silent: tuple[str, ...] = ()) ->
                 steps.reconcile,
             ],
             workflows=WORKFLOWS,
-            workflow_runner=sandbox(),
+            workflow_runner=sandbox() if sandboxed else UnsandboxedWorkflowRunner(),
         )
         coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
         coordination += [job.load_page, job.write_reports, job.close_job]

@@ -93,6 +93,8 @@ class World:
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
         self.hooks: dict[str, Callable[[Any], None]] = {}
+        self.removals: Callable[[RemovalInput], Removal] | None = None
+        """What step 13 answers, instead of removing."""
         self.reports: dict[str, list[VmReport]] = {}
         self.options = VmOptions(removal_handover_s=20.0)
         self.lock = threading.Lock()
@@ -305,6 +307,8 @@ class TrivialNode:
     @_defn("remove_snapshot")
     def remove_snapshot(self, arg: RemovalInput) -> Removal:
         self.world.did("remove_snapshot", arg.vm.vc_guid, arg)
+        if self.world.removals is not None:
+            return self.world.removals(arg)
         with self.world.lock:
             self.world.snapshots.pop(arg.plan.name, None)
         return Removal(gone=True, moref=arg.moref)

@@ -15,6 +15,7 @@ from activities.peers import Peers
 from activities.restore_io import RestoreIo, remove_quietly, write_file
 from safehaul.errors import (
     AlreadyExistsError,
+    ConfigError,
     InvalidInputError,
     NotFoundError,
     PolicyError,
@@ -196,20 +197,29 @@ class Restores:
         settings = arg.ref.settings
         vcenter = self._peers.vcenter(settings.vcenter)
         known = registration.find_registered(vcenter, f"[{settings.datastore}] {settings.name}/{_VMX}")
-        with self._io.export(settings.vcenter, settings.datastore) as export:
-            try:
-                _check_own(export, arg.ref)
-            except (NotFoundError, AlreadyExistsError):
-                # Nothing of ours is there, or the directory is somebody else's: nothing to remove.
-                return
-            if known is not None:
-                vm_disks.wait_out_tasks(vcenter, known[0], keep_alive)
-                registration.unregister(vcenter, known[0])
-            names = [entry.name for entry in export.list(settings.name) if entry.name != MARKER]
-            for name in [*names, MARKER]:
-                keep_alive(name)
-                remove_quietly(export, f"{settings.name}/{name}")
-            export.remove_directory(settings.name)
+        try:
+            with self._io.export(settings.vcenter, settings.datastore) as export:
+                _discard(export, vcenter, arg.ref, known[0] if known else "")
+        except (NotFoundError, UnsupportedError, ConfigError):
+            # Without a plan: it ended because there is no such datastore or export, so nothing was written.
+            if arg.plan is not None:
+                raise
+
+
+def _discard(export: NasExport, vcenter: VCenter, ref: RestoreRef, moref: str) -> None:
+    name = ref.settings.name
+    try:
+        _check_own(export, ref)
+    except (NotFoundError, AlreadyExistsError):
+        # Nothing of ours is there, or the directory is somebody else's: nothing to remove.
+        return
+    if moref:
+        vm_disks.wait_out_tasks(vcenter, moref, keep_alive)
+        registration.unregister(vcenter, moref)
+    for entry in [*(each.name for each in export.list(name) if each.name != MARKER), MARKER]:
+        keep_alive(entry)
+        remove_quietly(export, f"{name}/{entry}")
+    export.remove_directory(name)
 
 
 def hardware_of(manifest: Manifest) -> VmHardware:

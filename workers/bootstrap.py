@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from temporalio.client import Client
-from temporalio.common import WorkerDeploymentVersion
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, TLSConfig
@@ -22,6 +22,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from safehaul.config.settings import Settings
 from safehaul.errors import ConfigError, ConnectionLostError
 from workers.telemetry import interceptors, runtime
+from workflows import policies
 
 logger = logging.getLogger("safehaul.worker")
 
@@ -75,15 +76,16 @@ def sandbox() -> SandboxedWorkflowRunner:
 
 
 def deployment() -> WorkerDeploymentConfig | None:
-    """Worker deployment versioning, on when SAFEHAUL_BUILD_ID is set; each workflow type says whether it stays on its
-    build. There is no default: a new type must decide. See docs/upgrades.md.
+    """Worker deployment versioning, on when SAFEHAUL_BUILD_ID is set: workflows stay on their build, but for those that
+    must outlive it (`policies.outlives_its_build`). See docs/upgrades.md.
     """
-    build_id = os.environ.get("SAFEHAUL_BUILD_ID", "")
+    build_id = os.environ.get(policies.BUILD_ID_VARIABLE, "")
     if not build_id:
         return None
     return WorkerDeploymentConfig(
         version=WorkerDeploymentVersion(deployment_name="safehaul", build_id=build_id),
         use_worker_versioning=True,
+        default_versioning_behavior=VersioningBehavior.PINNED,
     )
 
 

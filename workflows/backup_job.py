@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, VersioningBehavior
+from temporalio.common import RawValue
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = '{"vm_group": "nightly"}'
 
 
-@workflow.defn(name="BackupJob", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="BackupJob")
 class BackupJob:
     """Backs up the VMs of one VM group."""
 
@@ -273,8 +273,8 @@ class BackupJob:
     def _state(self) -> JobState:
         assert self._settings is not None
         return JobState(
-            # A group that was given whole has done its work once the plan is durable.
-            request=BackupJobRequest(vm_group=self._request.group_name),
+            # With a group that was given whole: a coordinator's successor may have to plan by it again.
+            request=self._request,
             settings=self._settings,
             lease=self._coordinator.lease,
             silent_nodes=self._coordinator.silent_nodes,

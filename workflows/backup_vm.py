@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -50,7 +49,7 @@ with workflow.unsafe.imports_passed_through():
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
 
 
-@workflow.defn(name="BackupVm", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="BackupVm")
 class BackupVm:
     """Backs up one VM on one access node. Started by BackupJob."""
 

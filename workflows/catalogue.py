@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, VersioningBehavior
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -24,7 +24,7 @@ def type_names() -> list[str]:
     return [str(item.__dict__["__temporal_workflow_definition"].name) for item in KNOWN]
 
 
-@workflow.defn(dynamic=True, versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(dynamic=True)
 class UnknownWorkflow:
     """Fails at once and says which types exist; without it a mistyped type would be retried for ever.
 

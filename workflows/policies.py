@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 
-from temporalio.common import RetryPolicy, SearchAttributeKey
+from temporalio.common import RetryPolicy, SearchAttributeKey, VersioningBehavior
 from temporalio.workflow import ActivityCancellationType
 
 
@@ -40,6 +41,18 @@ def media_agent_queue(name: str) -> str:
     """The MediaAgent's queue."""
     return f"media-agent.{name}"
 
+
+def outlives_its_build() -> VersioningBehavior:
+    """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
+
+    The server refuses the word of a worker that has no build, so it is said only where there is one. Workflow modules
+    are imported anew for each run, this one is not: it sees the process's environment.
+    """
+    versioned = bool(os.environ.get(BUILD_ID_VARIABLE))
+    return VersioningBehavior.AUTO_UPGRADE if versioned else VersioningBehavior.UNSPECIFIED
+
+
+BUILD_ID_VARIABLE = "SAFEHAUL_BUILD_ID"
 
 JOB_ID = SearchAttributeKey.for_keyword("JobId")
 VM_NAME = SearchAttributeKey.for_keyword("VmName")

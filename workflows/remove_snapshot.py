@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
@@ -18,7 +17,7 @@ EXAMPLE = "the input that BackupVm gives it"
 
 
 # It may take weeks and must outlive the build that began it.
-@workflow.defn(name="RemoveSnapshot", versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
+@workflow.defn(name="RemoveSnapshot", versioning_behavior=policies.outlives_its_build())
 class RemoveSnapshot:
     """One per snapshot; ends when the snapshot is gone from the VM and from the datastore."""
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
@@ -42,7 +41,7 @@ EXAMPLE = (
 )
 
 
-@workflow.defn(name="RestoreVm", versioning_behavior=VersioningBehavior.PINNED)
+@workflow.defn(name="RestoreVm")
 class RestoreVm:
     """Restores one VM; nothing is overwritten: in place, too, the new disks are new files beside the old ones."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import field_validator
@@ -14,6 +15,8 @@ INLINE_GROUP_NAME = "inline"
 MAX_DEPTH = 32
 """Lists and objects inside each other. Eight rules deep need half of it, and what is passed on must be serialisable:
 a message that is not would fail the workflow's task for ever."""
+MAX_GROUP_BYTES = 256 * 1024
+"""As JSON. The group goes along when the job continues as new, in one message (of 2 MB at most) with the ledger."""
 
 
 class BackupJobRequest(Request):
@@ -28,10 +31,7 @@ class BackupJobRequest(Request):
         if isinstance(value, str) and 1 <= len(value) <= MAX_GROUP_NAME_CHARS:
             return value
         if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
-            if _is_deeper(value, MAX_DEPTH):
-                too_deep = f"is nested more than {MAX_DEPTH} deep: no VM group is"
-                raise ValueError(too_deep)
-            return value
+            return _bounded(value)
         msg = (
             f"must be the name of a VM group (1 to {MAX_GROUP_NAME_CHARS} characters), or a group as an object "
             "with the keys of [[vm_groups]]"
@@ -49,6 +49,16 @@ class BackupJobRequest(Request):
         name = self.vm_group.get("name") if isinstance(self.vm_group, dict) else self.vm_group
         usable = isinstance(name, str) and 1 <= len(name) <= MAX_GROUP_NAME_CHARS
         return name if isinstance(name, str) and usable else INLINE_GROUP_NAME
+
+
+def _bounded(group: dict[str, Any]) -> dict[str, Any]:
+    if _is_deeper(group, MAX_DEPTH):
+        msg = f"is nested more than {MAX_DEPTH} deep: no VM group is"
+        raise ValueError(msg)
+    if len(json.dumps(group)) > MAX_GROUP_BYTES:
+        msg = f"is larger than {MAX_GROUP_BYTES // 1024} KiB: put the group into the configuration and give its name"
+        raise ValueError(msg)
+    return group
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

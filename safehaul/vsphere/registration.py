@@ -246,7 +246,7 @@ def refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> Non
         other = unescape(str(each.get("name", "")))
         if str(each.get("summary.config.vmPathName", "")) == path:
             raise AlreadyExistsError(
-                f"{path} is registered already, as {other!r} ({each.moref}): unregister it"
+                f"{path} is registered already, as {other!r} ({each.moref}): choose another name, or unregister it"
             )
         # vCenter compares names without case.
         if moref(each.get("parent")) == place.folder and other.casefold() == name.casefold():

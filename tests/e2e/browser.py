@@ -132,24 +132,21 @@ class WebUi(AbstractContextManager["WebUi"]):
 
     def text(self) -> str:
         """What can be read on the page, also in drawings; spaces made one."""
-        main = self._all("main") or self._all("body")
-        return " ".join((main[0].get_attribute("innerText") or "").split())
+        # One call, and no handle of an element: the page is drawn again while one looks.
+        return self._read("(document.querySelector('main') ?? document.body).innerText")
 
     def details(self, *texts: str) -> str:
         """The current details' text, once it shows every one of `texts`."""
+        shown = "[...document.querySelectorAll('iframe')].at(-1)?.contentDocument?.body?.innerText"
 
         def read() -> str:
-            frames = self._all("iframe")
-            if not frames:
-                return ""
-            self._driver.switch_to.frame(frames[-1])
-            try:
-                found = self.text()
-            finally:
-                self._driver.switch_to.default_content()
+            found = self._read(shown)
             return found if all(text in found for text in texts) else ""
 
         return self.wait(read)
+
+    def _read(self, expression: str) -> str:
+        return " ".join(str(self._driver.execute_script(f"return {expression} ?? ''")).split())
 
     def follow(self, link_text: str) -> str:
         """Click a link in the current details; it opens a page of its own, whose address is returned."""

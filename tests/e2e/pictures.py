@@ -104,7 +104,7 @@ async def watched(lab: DataCentre, to: Path, seconds: float) -> None:
             break
         await asyncio.sleep(1.0)
     screen = Console(width=COLUMNS, record=True, file=io.StringIO(), force_terminal=True)
-    screen.print(live_table(progress, looks.of, measure, height=30))
+    screen.print(live_table(progress, looks.of, measure, height=30, width=COLUMNS))
     screen.save_svg(str(to), title=f"safehaul job watch {JOB}", code_format=SVG, unique_id="watch")
 
 

@@ -18,6 +18,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Site,
@@ -48,7 +49,9 @@ def small_site() -> Site:
         ],
         users=[
             UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+            UserSpec(
+                name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
+            ),
         ],
         settings=Settings(record_frozen=True),
     )

@@ -19,6 +19,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Settings,
@@ -46,7 +47,9 @@ def lab() -> Iterator[DataCentre]:
         ],
         users=[
             UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+            UserSpec(
+                name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
+            ),
         ],
         settings=Settings(record_frozen=True),
     )

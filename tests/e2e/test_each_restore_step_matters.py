@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import DataCentre
-from lab.site import BACKUP_PRIVILEGES, BACKUP_USER
+from lab.site import BACKUP_PRIVILEGES, BACKUP_USER, RESTORE_PRIVILEGES
 from tests.e2e.replaced import NODE, Replacing, role_of, tiny_site
 from tests.e2e.site import data_centre, differences, failure_of, run_job, start_restore, vm_of, wait_end
 
@@ -35,6 +35,9 @@ RESTORE_STEPS: dict[str, str] = {
     # nothing of a failed restore
     "discard_restore": r"'vm-flat\.vmdk', .* is left behind",
 }
+
+
+ALL_PRIVILEGES = [*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def test_a_restore_step_that_does_nothing_is_missed(backed_up: BackedUp, name: s
     try:
         found = list(_violations(backed_up, copy, _restore(backed_up, copy)))
     finally:
-        lab.hosts.set_user(BACKUP_USER, BACKUP_PRIVILEGES)
+        lab.hosts.set_user(BACKUP_USER, ALL_PRIVILEGES)
     assert any(re.search(RESTORE_STEPS[name], item) for item in found), found
 
 
@@ -86,14 +89,14 @@ def test_a_real_restore_that_fails_leaves_nothing(backed_up: BackedUp) -> None:
     try:
         failure = _restore(backed_up, "forbidden")
     finally:
-        backed_up.lab.hosts.set_user(BACKUP_USER, BACKUP_PRIVILEGES)
+        backed_up.lab.hosts.set_user(BACKUP_USER, ALL_PRIVILEGES)
     assert "VirtualMachine.Inventory.Register" in failure
     assert list(_violations(backed_up, "forbidden", failure)) == [f"the restore failed: {failure}"]
 
 
 def _forbid_registration(lab: DataCentre) -> None:
     """A restore that fails at its last step, with everything written."""
-    without = [item for item in BACKUP_PRIVILEGES if item != "VirtualMachine.Inventory.Register"]
+    without = [item for item in ALL_PRIVILEGES if item != "VirtualMachine.Inventory.Register"]
     lab.hosts.set_user(BACKUP_USER, without)
 
 

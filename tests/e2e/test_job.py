@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import DataCentre
+from lab.esx.api import FaultRule
 from lab.other_user import UNUSED_UID, as_user, can_change_user
 from lab.proof import Witness, file_system_check, frozen_record, is_ext4, one_point_in_time
 from lab.site import demo_site
@@ -21,11 +23,14 @@ from tests.e2e.site import (
     data_centre,
     differences,
     mounted_by_hosts_as,
+    report_of,
     restored_images,
     run_job,
+    start_job,
     status,
     steps_of,
     vm_of,
+    wait_end,
 )
 from tests.ganesha import needs_ganesha
 
@@ -266,7 +271,10 @@ def test_a_restored_vm_is_a_vm_of_its_own_and_the_next_job_backs_both_up(ran: Ra
     [
         (["--type", "BackupJob", "--input", '{"vm_group": "nobody"}'], r"no VM group 'nobody'; it has: demo"),
         (["--type", "BackupJob", "--input", '{"group": "demo"}'], r"vm_group: Field required"),
+        (["--type", "BackupJob", "--input", '{"vm_group": 7}'], r"vm_group: must be the name of a VM group"),
+        (["--type", "BackupJob", "--input", '"demo"'], r"the input: Input should be a valid dictionary"),
         (["--type", "BackupJob"], r"takes an input"),
+        (["--type", "BackupJob", *["--input", '{"vm_group": "demo"}'] * 2], r"takes one input, got 2"),
         (["--type", "BackupJobs", "--input", "{}"], r"does not exist; there are: BackupJob"),
     ],
 )
@@ -280,3 +288,40 @@ def test_a_mistake_at_the_command_line_fails_at_once_and_says_why(
     result = ran.lab.temporal.cli("workflow", "result", "--workflow-id", workflow_id)
     assert status(ran.lab, workflow_id) == "FAILED"
     assert re.search(says, result.stdout + result.stderr), result.stdout + result.stderr
+
+
+def test_signals_that_cannot_be_understood_are_shown_and_harm_nothing(ran: Ran) -> None:
+    """By the plain `temporal` command: each is named in the query `progress`, and the job goes on to its end."""
+    lab, job = ran.lab, "signalled"
+    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=8.0, phase="middle"))
+    start_job(lab, job)
+    deadline = time.monotonic() + 60
+    while not any(task.state == "running" for task in lab.hosts.state().tasks):
+        assert time.monotonic() < deadline, "no VM is being backed up"
+        time.sleep(0.1)
+    mistakes = [
+        (["cancel_vm", "--input", '{"vm": 7}'], "signal cancel_vm: vm: Input should be a valid string"),
+        (["cancel_vm", "--input", '{"name": "files"}'], "name: Extra inputs are not permitted"),
+        (
+            ["cancel_vm", "--input", '{"vm": "nobody"}'],
+            "signal cancel_vm: no running or waiting VM is named 'nobody'",
+        ),
+        (["cancel_vm"], 'signal cancel_vm: takes one input like {"vm": "NAME"}, got 0'),
+        (["cancel_vm", *["--input", '{"vm": "files"}'] * 2], "got 2"),
+        (["halt", "--input", '"now"'], "signal 'halt' does not exist; there are: cancel, cancel_vm"),
+    ]
+    for arguments, _ in mistakes:
+        sent = lab.temporal.cli("workflow", "signal", "--workflow-id", job, "--name", *arguments)
+        assert sent.returncode == 0, sent.stderr
+    asked = lab.temporal.cli(
+        "workflow", "query", "--workflow-id", job, "--type", "progress", "--output", "json"
+    )
+    (progress,) = json.loads(asked.stdout)["queryResult"]
+    assert progress["status"] == "Running"
+    assert len(progress["rejected_signals"]) == len(mistakes)
+    for (_, says), rejected in zip(mistakes, progress["rejected_signals"], strict=True):
+        assert says in rejected
+    assert wait_end(lab, job) == "COMPLETED"
+    report = report_of(lab, job)
+    assert {vm["name"] for vm in report["vms"] if vm["status"] != "Completed"} == {"mixed-disks"}
+    assert vm_of(report, "mixed-disks")["status"] == "Partial"

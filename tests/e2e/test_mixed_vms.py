@@ -17,6 +17,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Settings,
@@ -75,7 +76,9 @@ def _site() -> Site:
         ],
         users=[
             UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+            UserSpec(
+                name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
+            ),
         ],
         settings=Settings(record_frozen=True),
     )

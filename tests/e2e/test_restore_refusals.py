@@ -119,6 +119,8 @@ def test_a_new_vm_keeps_its_addresses_only_when_the_original_is_gone(ran: Ran) -
         (["--folder", "prod/none"], 1, "no folder 'prod'"),
         (["--host", "esx-9"], 1, "host 'esx-9'"),
         (["--resource-pool", "Gold"], 1, "no resource pool 'Gold'; it has: 'Resources'"),
+        (["--datastore", "lead"], 1, "'lead'"),
+        (["--datastore", "local-vmfs"], 1, "'local-vmfs' is VMFS, not NFS"),
         (["--media-agent", "nobody"], 2, "media_agent: the configuration has no 'nobody'"),
         (["--confirm", "off"], 2, "confirm: belongs to in_place only"),
     ],
@@ -130,6 +132,7 @@ def test_a_wrong_option_is_named_before_anything_is_written(
     arguments = ["--name", "nothing", "--datastore", "nfs-gold", *options]
     done = ran.restore("vm", ran.backup("off"), *arguments)
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert "left in" not in done.stderr
     assert ran.files() == files
 
 

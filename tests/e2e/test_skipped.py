@@ -13,6 +13,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Settings,
@@ -38,7 +39,9 @@ def lab() -> Iterator[DataCentre]:
         ],
         users=[
             UserSpec(name=ADMINISTRATOR, password=LAB_PASSWORD, privileges=["*"]),
-            UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES),
+            UserSpec(
+                name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
+            ),
         ],
         settings=Settings(record_frozen=True),
     )

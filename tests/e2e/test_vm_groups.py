@@ -17,6 +17,7 @@ from lab.site import (
     BACKUP_PRIVILEGES,
     BACKUP_USER,
     LAB_PASSWORD,
+    RESTORE_PRIVILEGES,
     DatastoreSpec,
     DiskSpec,
     Site,
@@ -66,7 +67,11 @@ def _site() -> Site:
             ),
             VmSpec(name="silver", datastore="nfs-gold", disks=[disk], tags=["Backup/silver"]),
         ],
-        users=[UserSpec(name=BACKUP_USER, password=LAB_PASSWORD, privileges=BACKUP_PRIVILEGES)],
+        users=[
+            UserSpec(
+                name=BACKUP_USER, password=LAB_PASSWORD, privileges=[*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
+            )
+        ],
         settings=Settings(record_frozen=True, default_duration_s=0.05),
     )
 

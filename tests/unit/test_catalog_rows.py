@@ -5,14 +5,18 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from activities.catalog_rows import job_row, job_vm_rows
 from safehaul.catalog import catalog as catalog_module
 from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import BackupRow, DiskRow, JobRow, JobVmRow
 from safehaul.errors import BusyError, ConfigError
+from safehaul.messages.job import JobReport, JobStatus, JobTotals
+from safehaul.messages.vm import VmReport, VmStatus
 
 
 @pytest.fixture
@@ -115,6 +119,37 @@ def test_a_rebuild_gives_the_same_rows_and_keeps_other_media_agents(catalog: Cat
     fresh.replace_backups("ma2", [other])
     assert fresh.export() == before
     fresh.close()
+
+
+def test_a_jobs_vms_without_a_vc_guid_of_their_own_have_a_row_each(catalog: Catalog) -> None:
+    """They are in the report as Failed, and must not keep the whole job out of the catalogue."""
+    failed = [("vc.twin", "twin a"), ("vc.twin", "twin b"), ("", "lost"), ("", "orphan")]
+    vms = [
+        VmReport(vc_guid=guid, name=name, status=VmStatus.FAILED, reason="no VC.GUID of its own")
+        for guid, name in failed
+    ]
+    vms.append(VmReport(vc_guid="vc.good", name="good", status=VmStatus.COMPLETED))
+    now = datetime.now(UTC)
+    report = JobReport(
+        job_id="job-7",
+        workflow_id="nightly-7",
+        vm_group="nightly",
+        status=JobStatus.PARTIAL,
+        totals=JobTotals(vms=5),
+        vms=vms,
+        pages=[],
+        started_at=now,
+        ended_at=now,
+    )
+    catalog.record_job(job_row(report), job_vm_rows(report, vms))
+    rows = {row.vm_name: row.vc_guid for row in catalog.job_vms("job-7")}
+    assert rows == {
+        "good": "vc.good",
+        "twin a": "vc.twin#1",
+        "twin b": "vc.twin#2",
+        "lost": "#1",
+        "orphan": "#2",
+    }
 
 
 def test_another_schema_is_refused_with_the_command_that_rebuilds(catalog: Catalog, tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ def test_a_request_takes_a_name_or_a_group_and_nothing_else() -> None:
         deep = {"not": deep}
     with pytest.raises(ValidationError, match="more than 32 deep"):
         BackupJobRequest.model_validate({"vm_group": {**GOOD, "rules": [deep]}})
+    large = [f"{number:08}-0000-0000-0000-000000000000" for number in range(8000)]
+    with pytest.raises(ValidationError, match="larger than 256 KiB: put the group into the configuration"):
+        BackupJobRequest.model_validate({"vm_group": {**GOOD, "rules": [{"guids": large}]}})
     wrong: Any
     for wrong in ("", 7, None, [], {}, ["nightly"], "x" * 201):
         with pytest.raises(ValidationError, match="name of a VM group"):

@@ -23,6 +23,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     models.VCenter,
     models.AccessNode,
     models.MediaAgent,
+    models.DiskFilter,
     models.VmGroup,
     ExportDefinition,
 )

@@ -66,7 +66,7 @@ def _progress(running: int, nodes: int = 4, lost: str = "") -> JobProgress:
 def _shown(progress: JobProgress, looks: Any, *, height: int = 40, width: int = 120) -> str:
     screen = Console(width=width, height=height, force_terminal=False, record=True, file=None)
     with screen.capture() as capture:
-        screen.print(live_table(progress, looks, Measure(3 * MIB, 12 * MIB, MIB), height=height))
+        screen.print(live_table(progress, looks, Measure(3 * MIB, 12 * MIB, MIB), height=height, width=width))
     return capture.get()
 
 
@@ -76,6 +76,11 @@ def test_a_thousand_running_vms_fit_the_terminal(height: int, width: int, nodes:
     shown = _shown(_progress(1000, nodes), lambda _: None, height=height, width=width)
     lines = shown.splitlines()
     assert len(lines) <= height
+    troubled = VmLook(step=8, doing="checking the transport", trouble="EACCES " * 100)
+    assert (
+        len(_shown(_progress(1000, nodes), lambda _: troubled, height=height, width=width).splitlines())
+        <= height
+    )
     assert max(len(line) for line in lines) <= width
     assert "1700 VMs: 500 waiting, 1000 running, 200 ended (190 completed, 10 failed)" in shown
     assert "25 %" in shown
@@ -88,7 +93,7 @@ def test_trouble_comes_first_and_the_rest_is_counted_at_its_node() -> None:
         return VmLook(step=11, doing="reading Hard disk 1", waits_for="filer", trouble=trouble)
 
     shown = _shown(_progress(1000), looks, width=160)
-    assert "vm-0003" in shown
+    assert "vm-0003: try 3 of 20" in shown
     assert "try 3 of 20: ESTALE" in shown
     assert "of them not shown" in shown
     row = next(line for line in _shown(_progress(1000), looks, width=100).splitlines() if "vm-0003" in line)

@@ -59,7 +59,7 @@ async def running(
     job, restores, steps = TrivialJob(world), TrivialRestore(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(4 * slots * max(1, len(world.nodes))))
+        threads = stack.enter_context(ThreadPoolExecutor(3 * slots))
 
         async def serve(queue: str, activities: list[Any], slots: int = slots, **options: Any) -> None:
             worker = Worker(
@@ -92,18 +92,46 @@ async def running(
             workflows=workflows,
             workflow_runner=sandbox(),
         )
-        coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
-        coordination += [job.load_page, job.write_reports, job.close_job]
         for name in world.nodes:
-            if name in silent:
-                continue
-            node = TrivialNode(world, name)
-            await serve(policies.control_queue(name), [*node.control(), *coordination, *restores.control()])
-            streams = [node.transfer_disk, restores.restore_disk]
-            await serve(policies.streams_queue(name), streams, world.stream_slots or slots)
+            if name not in silent:
+                await stack.enter_async_context(node_workers(client, world, name, build=build))
         anyone = TrivialNode(world, "any")
         await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot, *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())
+        yield
+
+
+@asynccontextmanager
+async def node_workers(
+    client: Client, world: World, name: str, *, build: WorkerDeploymentConfig | None = None
+) -> AsyncIterator[None]:
+    """One access node's workers: its control queue and its streams."""
+    job, restores = TrivialJob(world), TrivialRestore(world)
+    node, slots = TrivialNode(world, name), max(8, 2 * world.streams)
+    coordination = [job.discover, job.take_lease, job.admit_nodes, job.distribute]
+    coordination += [job.load_page, job.write_reports, job.close_job]
+    control = [*node.control(), *coordination, *restores.control()]
+    queues: dict[str, tuple[list[Any], int]] = {
+        policies.control_queue(name): (control, slots),
+        policies.streams_queue(name): (
+            [node.transfer_disk, restores.restore_disk],
+            world.stream_slots or slots,
+        ),
+    }
+    async with AsyncExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(2 * slots))
+        for queue, (activities, at_once) in queues.items():
+            worker = Worker(
+                client,
+                task_queue=queue,
+                activities=activities,
+                activity_executor=threads,
+                max_concurrent_activities=at_once,
+                max_heartbeat_throttle_interval=THROTTLE,
+                default_heartbeat_throttle_interval=THROTTLE,
+                deployment_config=build,
+            )
+            await stack.enter_async_context(worker)
         yield
 
 

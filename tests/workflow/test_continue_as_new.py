@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -52,6 +53,21 @@ async def test_every_vm_is_counted_once_over_several_runs(client: Client, job_id
     assert len({vm.vc_guid for vm in report.vms}) == 24
     assert world.calls["write_index"] == world.calls["create_snapshot"] == 24
     assert not world.snapshots
+
+
+async def test_a_group_that_was_given_whole_goes_along_for_a_successor_to_plan_by(
+    client: Client, job_id: str
+) -> None:
+    group = {"name": "adhoc", "vcenter": "vc", "media_agent": "ma", "rules": [{"tag": "gold"}]}
+    async with running(client, World(vm_count=12, nodes=("n1", "n2"), streams=2)):
+        handle = await client.start_workflow(
+            "BackupJob", {"vm_group": group}, id=job_id, task_queue="commserve"
+        )
+        report = JobReport.model_validate(await handle.result())
+        history = await client.get_workflow_handle(job_id).fetch_history()
+    assert (report.status, report.vm_group) == ("Completed", "adhoc")
+    (given,) = history.events[0].workflow_execution_started_event_attributes.input.payloads
+    assert json.loads(given.data)["continued"]["request"] == {"vm_group": group}
 
 
 async def test_a_cancel_after_a_continue_as_new_still_ends_everything(client: Client, job_id: str) -> None:

@@ -103,7 +103,11 @@ async def test_a_held_vm_ends_on_its_build_and_a_new_job_starts_on_the_next(
     client: Client, server: TemporalServer, build: Callable[[str], WorkerDeploymentConfig]
 ) -> None:
     old, new, gate = World(vm_count=1), World(vm_count=1), threading.Event()
-    old.hooks["transfer_disk"] = lambda _arg: gate.wait(60)
+
+    def hold(_arg: Any) -> None:
+        gate.wait(60)
+
+    old.hooks["transfer_disk"] = hold
     async with running(client, old, build=build("1")):
         await make_current(server, "1")
         held = await start(client, "held")

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from safehaul.messages.inventory import VmDisk, VmState
 from safehaul.messages.job import (
@@ -85,19 +86,16 @@ class World:
     """What the trivial steps pretend to work on, and what they did: thread-safe."""
 
     def __init__(self, vm_count: int = 3, nodes: tuple[str, ...] = ("n1",), streams: int = 2) -> None:
-        self.vm_count = vm_count
-        self.nodes = nodes
-        self.streams = streams
-        self.stream_slots: int | None = None
-        """Transfers that a node does at once, whatever streams it tells each job; None: enough for all."""
+        self.vm_count, self.nodes, self.streams = vm_count, nodes, streams
+        self.stream_slots: int | None = None  # transfers at once; None: enough for all jobs
         self.distribution = "dynamic"
-        self.snapshots: dict[str, str] = {}
-        """Snapshot name → VC.GUID, of snapshots that exist."""
+        self.power: dict[str, float] = {}  # node → power, as step 5 tells it
+        self.snapshots: dict[str, str] = {}  # name → VC.GUID, of snapshots that exist
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
         self.hooks: dict[str, Callable[[Any], object]] = {}
         self.reports: dict[str, list[VmReport]] = {}
-        self.options = VmOptions(removal_handover_s=20.0)
+        self.options = VmOptions(removal_handover_s=20)
         self.failed: list[Excluded] = []  # as discovery tells them
         self.transports = ["nas"]  # step 8's verdict for each disk of every VM
         self.lock = threading.Lock()
@@ -162,6 +160,8 @@ class TrivialJob:
     def choose_coordinator(self, arg: ChooseInput) -> CoordinatorChoice:
         self.world.did("choose_coordinator", arg.job_id, arg)
         names = [answer.node for answer in arg.answers]
+        if not names:
+            raise ApplicationError("no access node answers", type="PolicyError", non_retryable=True)
         return CoordinatorChoice(
             coordinator=names[0],
             reason="first",
@@ -188,7 +188,8 @@ class TrivialJob:
     def distribute(self, arg: DistributeInput) -> Plan:
         self.world.did("distribute", arg.job_id, arg)
         pages = [f"plan/{number}" for number in range(-(-self.world.vm_count // PAGE_VMS))]
-        return Plan(queues=[PlanQueue(pages=pages, vm_count=self.world.vm_count)] if pages else [])
+        queues = [PlanQueue(pages=pages, vm_count=self.world.vm_count)] if pages else []
+        return Plan(queues=queues, power=self.world.power)
 
     @_defn("load_page")
     def load_page(self, arg: PageInput) -> PlanPage:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -26,22 +27,24 @@ AROUND = 9
 """Lines that are no rows of nodes or VMs: the head, the bar, the table's own lines, and one to spare."""
 MAX_ENDED = 5
 MAX_NOTES = 3
-MAX_TROUBLES = 4
+MAX_TROUBLES = 3
 BAR_COLUMNS = 20
 _COLOURS = {"Completed": "green", "Partial": "yellow", "Failed": "red", "Cancelled": "magenta"}
 
 
-def live_table(progress: JobProgress, looks: Looks, measure: Measure, *, height: int) -> RenderableType:
-    """Everything that `job watch` shows, in `height` lines at most."""
+def live_table(
+    progress: JobProgress, looks: Looks, measure: Measure, *, height: int, width: int
+) -> RenderableType:
+    """Everything that `job watch` shows, in `height` lines of `width` columns at most."""
     ended = progress.recent[: -1 - MAX_ENDED : -1]
     notes = [*(f"left out: {item}" for item in progress.left_out[-MAX_NOTES:])]
     notes += [f"rejected: {item}" for item in progress.rejected_signals[-MAX_NOTES:]]
-    troubles = _troubles(progress.running, looks)
+    troubles = _troubles(progress.running, looks, width)
     room = max(4, height - AROUND - len(ended) - len(notes) - len(troubles))
     parts: list[RenderableType] = [*_head(progress, measure)]
     if progress.running or progress.nodes:
         parts.append(_nodes_and_vms(progress, looks, room))
-    parts += [_line(f"  {trouble}", "red") for trouble in troubles]
+    parts += [_line(trouble, "red") for trouble in troubles]
     parts += [_ended(report) for report in ended]
     parts += [_line(f"  {note}", "yellow") for note in notes]
     return Group(*parts)
@@ -153,12 +156,18 @@ def _vm_row(vm: VmProgress, look: VmLook | None) -> tuple[Text, ...]:
     return Text(), Text(plain(vm.name)), Text(step), Text(done), Text(rate), waits
 
 
-def _troubles(running: list[VmProgress], looks: Looks) -> list[str]:
-    """Why VMs do not get on: a line for each, as long as the terminal, for a reason needs room."""
+def _troubles(running: list[VmProgress], looks: Looks, width: int) -> list[str]:
+    """Why VMs do not get on: two lines for each at most, as long as the terminal, for a reason needs room."""
     found = [(vm, look) for vm in running if (look := looks(vm.child_id)) is not None and look.trouble]
-    lines = [f"{vm.name}: {look.trouble}" for vm, look in found[:MAX_TROUBLES]]
-    if len(found) > MAX_TROUBLES:
-        lines[-1] = f"… and {len(found) - MAX_TROUBLES + 1} more VMs with trouble"
+    shown = found if len(found) <= MAX_TROUBLES else found[: MAX_TROUBLES - 1]
+    lines = []
+    for vm, look in shown:
+        text = " ".join(plain(f"{vm.name}: {look.trouble}").split())
+        lines += wrap(
+            text, width, initial_indent="  ", subsequent_indent="    ", max_lines=2, placeholder=" …"
+        )
+    if len(found) > len(shown):
+        lines.append(f"  … and {len(found) - len(shown)} more VMs with trouble")
     return lines
 
 

@@ -52,8 +52,8 @@ class LiveView:
             return
         measure = self._pace.measure(progress, looks)
         if self._live is not None:
-            height = self._live.console.height
-            self._live.update(live_table(progress, looks, measure, height=height))
+            room = self._live.console.size
+            self._live.update(live_table(progress, looks, measure, height=room.height, width=room.width))
         else:
             self._lines.show(progress, looks, measure.text())
 

@@ -14,7 +14,7 @@ from safehaul.errors import InvalidInputError
 from safehaul.media.reader import BackupReader
 from safehaul.messages.restore import MacPolicy, RestoreDiskRequest, RestoreStatus, RestoreVmRequest
 from workers.bootstrap import connect
-from workers.cli import exits, restore_calls
+from workers.cli import completion, exits, restore_calls
 from workers.cli.disk_image import find_disk, write_image
 from workers.cli.identifiers import parse_backup
 from workers.cli.output import Json, console, of, run, safe, say, show_json, size
@@ -24,8 +24,16 @@ from workers.cli.restore_view import columns, show_report
 from workflows.inputs import describe
 
 app = typer.Typer(no_args_is_help=True)
-Backup = Annotated[str, typer.Argument(help="VC.GUID/TIME-ID, as `backups list` shows it.")]
-Node = Annotated[str | None, typer.Option(help="Access node; default: the first that answers.")]
+Backup = Annotated[
+    str,
+    typer.Argument(help="VC.GUID/TIME-ID, as `backups list` shows it.", autocompletion=completion.backups),
+]
+Node = Annotated[
+    str | None,
+    typer.Option(
+        help="Access node; default: the first that answers.", autocompletion=completion.access_nodes
+    ),
+]
 VCenter = Annotated[str | None, typer.Option(help="Target vCenter; default: the backup's own.")]
 WorkflowId = Annotated[str | None, typer.Option(help="Default: made of the time.")]
 Wait = Annotated[bool, typer.Option(help="Wait for its end.")]
@@ -114,7 +122,10 @@ def disk(
     which: Annotated[str, typer.Argument(metavar="DISK", help="The disk's key or label, e.g. 2000.")],
     to: Annotated[Path | None, typer.Option(help="Raw image to write; must not exist.")] = None,
     to_vm: Annotated[
-        str | None, typer.Option(help="VM that gets it as a new disk: its name or VC.GUID.")
+        str | None,
+        typer.Option(
+            help="VM that gets it as a new disk: its name or VC.GUID.", autocompletion=completion.vms
+        ),
     ] = None,
     datastore: Annotated[
         str | None, typer.Option(help="With --to-vm: NAS datastore; default: the VM's own.")

@@ -77,7 +77,7 @@ class Transport:
         state = vms.vm_state(self._peers.vcenter(arg.vm.vcenter), arg.vm.moref)
         volumes = volumes_of(self._peers, arg.vm.vcenter)
         spool = self._peers.spool(arg.vm.node)
-        chosen = choose(state.files, spool.limit_bytes)
+        chosen = choose(state.files, spool.limit_bytes, arg.unread)
         files: list[SpooledFile] = []
         missing: list[SkippedFile] = chosen.skipped
         warnings: list[str] = []

@@ -6,6 +6,7 @@ design is wanted: whatever of it cannot be taken is *skipped*, which makes the V
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -57,6 +58,8 @@ BY_DESIGN_TYPES: dict[str, str] = {
 }
 """`layoutEx` types that are left out, with the reason."""
 
+_REDO_NUMBER = re.compile(r"-\d{6}(?=\.vmdk$)")
+
 # First what a VM cannot be built without, last what only helps to understand it: limits drop the last ones.
 _FIRST = (".vmx", ".nvram", ".vmxf", ".vmdk", ".vmsd", ".zip")
 
@@ -91,16 +94,19 @@ def is_log(file: VmFile) -> bool:
     return file.type == "log" or file.path.casefold().endswith(".log")
 
 
-def choose(files: Iterable[VmFile], limit_bytes: int) -> WantedFiles:
+def choose(files: Iterable[VmFile], limit_bytes: int, unread: Iterable[str] = ()) -> WantedFiles:
     """The files to download, most important first, within MAX_FILES, MAX_FILE_BYTES each and `limit_bytes` in all.
 
-    A log that does not fit is left out by design; any other file that does not is skipped with the reason.
+    The descriptors of `unread`, the paths of disks that are not in the backup, are left out: the disk itself is told,
+    once, with its reason. A log that does not fit is left out by design; any other file that does not is skipped
+    with the reason.
     """
     chosen = WantedFiles()
     left_bytes = limit_bytes
+    told_as_disks = {_base(path) for path in unread}
     for file in sorted(files, key=_rank):
         try:
-            if left_out(file):
+            if left_out(file) or _base(file.path) in told_as_disks:
                 continue
         except SafehaulError as error:  # its path would leave the datastore: it is never opened, and told
             chosen.skipped.append(skipped(file, str(error)))
@@ -136,6 +142,11 @@ def bounded(items: list[SkippedFile]) -> list[SkippedFile]:
         *items[:MAX_SKIPPED],
         SkippedFile(path=f"{rest} more files", reason=f"as {items[MAX_SKIPPED].path!a}"),
     ]
+
+
+def _base(path: str) -> str:
+    """The path of the disk to which a descriptor belongs: each snapshot adds `-NNNNNN` to the name."""
+    return _REDO_NUMBER.sub("", path)
 
 
 def _rank(file: VmFile) -> tuple[int, str]:

@@ -170,7 +170,7 @@ class BackupVm:
             downloaded = await run_on_node(
                 self._input.node,
                 Transport.download_files,
-                DownloadInput(vm=self._vm, snapshot=snapshot),
+                DownloadInput(vm=self._vm, snapshot=snapshot, unread=transport.unread_paths),
                 summary="Step 9 · download the VM's files",
                 policy=policies.VM_STEP,
             )

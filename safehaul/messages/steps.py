@@ -120,6 +120,12 @@ class TransportReport(Message):
         return [disk for disk in self.disks if disk.transport not in ("nas", "deselected")]
 
     @property
+    def unread_paths(self) -> list[str]:
+        """Datastore paths of the chains of all disks that are not read."""
+        unread = [item.disk for item in self.disks if item.transport != "nas"]
+        return [path for disk in unread for path in (disk.path, *disk.parent_paths) if path]
+
+    @property
     def deselected(self) -> list[DiskTransport]:
         """Disks that the VM group does not want, each with its reason."""
         return [disk for disk in self.disks if disk.transport == "deselected"]
@@ -142,6 +148,8 @@ class DownloadInput(Message):
 
     vm: VmRef
     snapshot: SnapshotRef
+    unread: list[str] = Field(default_factory=list)
+    """Datastore paths of the chains of disks that are not in the backup: their descriptors belong to them."""
 
 
 class DownloadedFiles(Message):

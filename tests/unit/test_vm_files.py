@@ -84,3 +84,11 @@ def test_a_list_that_would_not_fit_into_a_message_says_how_many_more() -> None:
     assert len(told) == MAX_SKIPPED + 1
     assert told[-1].path == "7 more files"
     assert bounded(items[:3]) == items[:3]
+
+
+def test_descriptors_of_disks_that_are_not_in_the_backup_are_told_with_their_disk() -> None:
+    """Also that of the redo log that our own snapshot has put on top; a like-named disk elsewhere is another one."""
+    names_ = ["web.vmdk", "web_1.vmdk", "web_1-000001.vmdk", "web_10.vmdk"]
+    chosen = choose([file(name) for name in names_], LIMIT, unread=[file("web_1.vmdk").path])
+    assert sorted(names(chosen.wanted)) == ["web.vmdk", "web_10.vmdk"]
+    assert chosen.skipped == []

@@ -22,7 +22,7 @@ from safehaul.messages.steps import (
     SealedBackup,
     SealInput,
 )
-from safehaul.vsphere import vms
+from safehaul.vsphere import whereabouts
 
 
 class MediaAgentIndexing:
@@ -153,8 +153,16 @@ class AccessNodeIndexing:
         """Step 14: marks the VM completed: looks in vCenter once more that the snapshot is gone, and empties the
         VM's spool. A second run does the same. Errors: the snapshot is there.
         """
-        state = vms.vm_state(self._peers.vcenter(arg.vm.vcenter), arg.vm.moref)
-        if any(node.moref == arg.snapshot.moref for node in state.snapshots):
+        state = whereabouts.find_holder(
+            self._peers.vcenter(arg.vm.vcenter),
+            arg.vm.moref,
+            whereabouts.instance_uuid_of(arg.vm.vc_guid),
+            arg.snapshot.description,
+        )
+        # A VM that is out of the inventory by now took no snapshot of ours along: step 13 has proved that.
+        there = state.snapshots if state is not None else []
+        ours = (arg.snapshot.moref, arg.snapshot.description)
+        if any(node.moref == ours[0] or node.description == ours[1] for node in there):
             raise PolicyError(
                 f"snapshot {arg.snapshot.moref} of VM {arg.vm.name!r} is still in vCenter after its removal"
             )

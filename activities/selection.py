@@ -80,7 +80,9 @@ def _disk_forecast(disk: VmDisk, volumes: Volumes) -> DiskForecast:
 def check_not_empty(selection: Selection, group: VmGroup) -> None:
     """Raise PolicyError when the group selects nothing and must not (vmware-facts 20)."""
     if selection.empty and not group.allow_empty:
+        blind = "" if selection.seen_count else " (an account sees only those on which it holds System.Read)"
         raise PolicyError(
             f"the rules of VM group {group.name!r} select none of the {selection.seen_count} VMs of vCenter "
-            f"{group.vcenter!r}: see `safehaul group preview {group.name}`; change the rules, or set allow_empty = true"
+            f"{group.vcenter!r}{blind}: see `safehaul group preview {group.name}`; change the rules, or set "
+            "allow_empty = true"
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from temporalio import activity
 
 from activities.beat import beat, keep_alive
 from activities.errors import step
 from activities.peers import Peers
-from safehaul.errors import InvalidInputError, PolicyError, QuiesceRefusedError, UnsupportedError
+from safehaul.errors import BusyError, InvalidInputError, PolicyError, UnsupportedError
 from safehaul.messages.inventory import VmState
 from safehaul.messages.marker import SnapshotMarker
-from safehaul.messages.snapshots import TakenSnapshot
 from safehaul.messages.steps import (
     CreateSnapshotInput,
     InspectInput,
@@ -21,10 +22,16 @@ from safehaul.messages.steps import (
     VmRef,
 )
 from safehaul.messages.vm import VmOptions
-from safehaul.vsphere import inventory, removal, snapshots, vms
+from safehaul.vsphere import inventory, removal, snapshots, vms, whereabouts
 
 # vSphere's limit is 32 snapshots in a chain; one place is left for whoever comes next.
 MAX_SNAPSHOTS = 31
+# A try of step 6 asks vCenter this soon after its start or not at all. The server takes a worker for dead after 20 s
+# without a heartbeat: a try of which nobody hears any more, on a node that is cut off, has then lost its right to ask.
+# Removals that do not know the snapshot's moref count on it (`policies.LATE_CREATION_WITHIN`).
+ASK_WITHIN_S = 20.0
+# A snapshot task that takes longer is looked at again by a fresh try, before this one's time-out.
+CREATE_WITHIN_S = 45 * 60.0
 
 
 class Snapshots:
@@ -63,24 +70,27 @@ class Snapshots:
         """Steps 6 and 7: asks vCenter for the VM's snapshot and waits until it is made.
 
         Keyed by the snapshot's name and marker, known beforehand: a second run finds what the first one made
-        and adopts it. A cancel does not stop it: the workflow waits for its end and removes the snapshot.
-        Heartbeats with the task's progress. Errors: vCenter refuses.
+        and adopts it. A cancel stops it until vCenter is asked, and never after: the workflow waits for its end and
+        removes the snapshot. Heartbeats with the task's progress. Errors: vCenter refuses, the guest does not
+        quiesce, or waiting for other snapshot tasks took so long that a fresh try must ask.
         """
-        warnings: list[str] = []
-        try:
-            taken = self._create(arg, quiesce=arg.options.quiesce)
-        except QuiesceRefusedError as error:
-            if not arg.options.quiesce_fallback:
-                raise
-            warnings.append(f"the guest refused to quiesce, the snapshot is crash-consistent: {error}")
-            taken = self._create(arg, quiesce=False)
+        ask = _Asking(arg.vm.name)
+        taken = snapshots.create(
+            self._peers.vcenter(arg.vm.vcenter),
+            arg.vm.moref,
+            arg.plan.name,
+            arg.plan.description,
+            quiesce=arg.options.quiesce,
+            heartbeat=ask.heartbeat,
+            before_asking=ask.begin,
+            timeout_s=CREATE_WITHIN_S,
+        )
         return SnapshotRef(
             moref=taken.moref,
             name=taken.name,
             description=taken.description,
             created=taken.created,
             quiesced=taken.quiesced,
-            warnings=warnings,
         )
 
     @step("remove_snapshot")
@@ -88,9 +98,11 @@ class Snapshots:
         """Step 13: removes the snapshot of step 7, and only that one, until nothing of it is left.
 
         Keyed by the recorded moref, checked against name and marker; without a moref the snapshot is looked for
-        by name and marker, after running snapshot tasks of the VM have ended. A second run finds it gone. A
-        cancel does not stop it. Files that the VM still has in this node's spool go with it. Heartbeats while
-        vCenter consolidates. Errors: a locked file, no space, a snapshot that is not ours.
+        by name and marker, after running snapshot tasks of the VM have ended. The VM is found by its instanceUuid
+        where its moref is gone. A second run finds the snapshot gone. A cancel does not stop it, the end of its
+        time does, and so does a server that has given this try up. Files that the VM still has in this node's spool
+        go with it. Heartbeats while vCenter consolidates. Errors: a locked file, no space, a missing privilege, a
+        snapshot that is not ours, a VM out of the inventory.
         """
         record = removal.remove(
             self._peers.vcenter(arg.vm.vcenter),
@@ -99,10 +111,19 @@ class Snapshots:
             name=arg.plan.name,
             description=arg.plan.description,
             before=arg.before,
-            heartbeat=keep_alive,
+            instance_uuid=whereabouts.instance_uuid_of(arg.vm.vc_guid),
+            heartbeat=_while_wanted,
+            timeout_s=arg.within_s,
         )
         self._drop_files(arg.vm)
-        return Removal(gone=True, moref=arg.moref, record=record.model_dump(mode="json"))
+        unproved = record.vm_gone and not record.files_checked
+        return Removal(
+            gone=not unproved,
+            vm_gone=record.vm_gone,
+            moref=arg.moref,
+            record=record.model_dump(mode="json"),
+            reason=_NOBODY_CAN_TELL.format(arg.vm.name) if unproved else "",
+        )
 
     def _drop_files(self, vm: VmRef) -> None:
         try:
@@ -111,16 +132,44 @@ class Snapshots:
             # The node has left the configuration, or its disk is broken: the snapshot is gone all the same.
             activity.logger.warning("the spool of VM %r on %s stays: %s", vm.name, vm.node, error)
 
-    def _create(self, arg: CreateSnapshotInput, *, quiesce: bool) -> TakenSnapshot:
-        return snapshots.create(
-            self._peers.vcenter(arg.vm.vcenter),
-            arg.vm.moref,
-            arg.plan.name,
-            arg.plan.description,
-            quiesce=quiesce,
-            heartbeat=keep_alive,
-            not_before=arg.not_before,
-        )
+
+_NOBODY_CAN_TELL = (
+    "VM {!r} is in vCenter's inventory no more, and where its files were is not recorded: if it was only taken out of "
+    "the inventory, register it again, and the snapshot is removed"
+)
+
+
+class _Asking:
+    """A try of step 6: may be stopped until it asks vCenter, and has only so long to ask."""
+
+    def __init__(self, vm_name: str) -> None:
+        self._vm_name = vm_name
+        self._begun_at = time.monotonic()
+        self._asked = False
+
+    def heartbeat(self, progress: int | None) -> None:
+        """Heartbeat; raises for a cancel as long as vCenter has not been asked."""
+        if self._asked:
+            keep_alive(progress)
+        else:
+            beat(progress)
+
+    def begin(self) -> None:
+        """VCenter is asked next: raises when this try must not ask (any more)."""
+        if time.monotonic() - self._begun_at > ASK_WITHIN_S:
+            raise BusyError(
+                f"VM {self._vm_name!r}: other snapshot tasks or a slow vCenter took this try's time; a fresh one asks"
+            )
+        beat()
+        self._asked = True
+
+
+def _while_wanted(progress: int | None) -> None:
+    """A removal's heartbeat: goes on through a cancel, and stops when the server counts on this try no more."""
+    keep_alive(progress)
+    details = activity.cancellation_details()
+    if details is not None and (details.not_found or details.timed_out):
+        raise BusyError("the server has given this try of the removal up; vCenter's task goes on")
 
 
 def _judge(vm: VmRef, state: VmState, options: VmOptions, installation: str) -> list[str]:

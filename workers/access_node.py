@@ -27,7 +27,9 @@ Step = Callable[..., Any]
 CONTROL_SLOTS_PER_STREAM = 4
 """A VM in work needs one control slot at a time; other jobs', restores', and pings must never wait behind them."""
 LEAST_CONTROL_SLOTS = 16
-CLEAN_UP_SLOTS = 4
+CLEAN_UP_SLOTS = 16
+"""A removal that gets stuck holds a slot for a minute of each of its tries (`policies.CLEAN_UP_TRY`), and a dead node
+leaves as many VMs at once as it had streams."""
 
 
 async def serve(settings: Settings, name: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
@@ -17,7 +19,6 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.steps import (
         BackupSession,
         CheckTransportInput,
-        CreateSnapshotInput,
         DownloadInput,
         FinishInput,
         IndexInput,
@@ -39,10 +40,11 @@ with workflow.unsafe.imports_passed_through():
     )
     from safehaul.messages.vm import BackupVmInput, VmProgressDetail, VmReport, VmStatus
     from workflows import policies
+    from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
     from workflows.nodes import run_on_node
-    from workflows.snapshot_guard import remove_snapshot, snapshot_plan, uninterrupted
+    from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
     from workflows.vm_report import VmStory, nothing_readable
 
@@ -56,6 +58,7 @@ class BackupVm:
     def __init__(self) -> None:
         self._story = VmStory()
         self._hold: asyncio.Timeout | None = None
+        self._canceller: asyncio.Task[None] | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> VmReport:
@@ -78,6 +81,19 @@ class BackupVm:
     def progress(self) -> VmProgressDetail:
         """Where this VM stands."""
         return self._story.progress()
+
+    @workflow.signal(name="cancel", description="Cancel this VM's backup; its snapshot is removed first")
+    def cancel(self, *_raw: Any) -> None:
+        """The same as the job's `cancel_vm` for this VM. Whatever comes with the signal is ignored."""
+        if self._canceller is None:
+            self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
+
+    @workflow.signal(dynamic=True)
+    def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
+        """A signal that does not exist here: shown, never failed on."""
+        self._story.reject(
+            f"signal {name[:80]!r} does not exist for one VM; there is: cancel. The job has others"
+        )
 
     async def _try_until_read(self) -> BaseException | None:
         """Steps 6–14, anew from another snapshot when the VM has moved; what interrupted them for good, if anything."""
@@ -116,7 +132,9 @@ class BackupVm:
             ending = error
         # Step 13
         with self._story.step(13, "removing the snapshot"):
-            removal = await uninterrupted(remove_snapshot(self._input, self._vm, plan, snapshot, inspection))
+            removal = await uninterrupted(
+                remove_snapshot(self._input, self._vm, plan, snapshot, inspection, self._asked_at)
+            )
         self._story.removed(removal)
         if ending is not None:
             raise ending
@@ -196,26 +214,16 @@ class BackupVm:
                 Snapshots.inspect_vm,
                 InspectInput(vm=self._vm, options=self._input.options),
                 summary="Before step 6 · record the VM's snapshots, files and debt",
-                policy=policies.VM_STEP,
+                policy=policies.VM_STEP_BEFORE,
             )
         self._story.warn(inspection.warnings)
         self._stop_if_cancelled()
         return inspection
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
+        self._asked_at = workflow.now()
         with self._story.step(6, "making the snapshot"):
-            snapshot = await run_on_node(
-                self._input.node,
-                Snapshots.create_snapshot,
-                CreateSnapshotInput(
-                    vm=self._vm,
-                    plan=plan,
-                    options=self._input.options,
-                    not_before=workflow.info().workflow_start_time,
-                ),
-                summary="Steps 6–7 · snapshot",
-                policy=policies.SNAPSHOT,
-            )
+            snapshot = await take_snapshot(self._input, self._vm, plan)
         self._story.snapshot(snapshot)
         return snapshot
 
@@ -324,7 +332,7 @@ class BackupVm:
                 AccessNodeIndexing.mark_completed,
                 MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
                 summary="Step 14 · mark the VM completed",
-                policy=policies.VM_STEP,
+                policy=policies.VM_STEP_AFTER,
             )
             self._stop_if_cancelled()
             written = await run_step(
@@ -339,7 +347,7 @@ class BackupVm:
                 ),
                 queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 14 · write the VM's index",
-                policy=policies.MEDIA_AGENT,
+                policy=policies.MEDIA_AGENT_AFTER,
             )
         self._story.indexed(written)
 

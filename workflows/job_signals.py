@@ -6,19 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commserve import CommServe
     from safehaul.errors import InvalidInputError
     from safehaul.messages.job import CancelVmRequest, ChildRef, VmFinished
     from safehaul.messages.ledger import JobState
     from safehaul.messages.plan import PlannedVm
     from safehaul.messages.vm import VmStatus
-    from workflows import policies
+    from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import describe
     from workflows.ledger import Ledger
-    from workflows.steps import run_step
     from workflows.vm_report import unstarted_report
 
 MAX_REJECTED = 10
@@ -64,24 +61,9 @@ class Mailbox:
         self.cancel_asked = True
 
     async def turn_signal_into_cancel(self) -> None:
-        """A workflow cannot cancel itself: an activity asks the server to, so that the job ends as Cancelled."""
+        """Waits for the signal `cancel`, and has the server cancel the job."""
         await workflow.wait_condition(lambda: self.cancel_asked)
-        while True:
-            try:
-                await run_step(
-                    CommServe.request_cancel,
-                    workflow.info().workflow_id,
-                    summary="Cancel, as the signal asked",
-                    queue=policies.COMMSERVE_QUEUE,
-                    policy=policies.COMMSERVE,
-                )
-            except ActivityError as error:
-                if is_cancelled_exception(error):
-                    raise
-                # Whoever asked for the cancel has been told that it comes: it is asked for until it does.
-                self.reject(f"the cancel could not be asked for yet: {error.cause}"[:300])
-            else:
-                return
+        await ask_for_cancel(self.reject)
 
     def cancel_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> str:
         """One VM is to be cancelled; what cannot be understood is shown, never raised."""

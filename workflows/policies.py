@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from temporalio.common import RetryPolicy, SearchAttributeKey, VersioningBehavior
@@ -91,6 +91,21 @@ HISTORY_EVENTS_PER_RUN = 8_000
 # A cancelled job waits for its VMs' snapshots; after this long it reports what is still pending.
 CHILDREN_STOP_WITHIN = timedelta(minutes=30)
 
+# A removal that knows no moref (the creation's answer was lost, its workflow was terminated) looks again after this
+# long: until then a try of the creation may ask vCenter still. It asks within 20 s of its start (ASK_WITHIN_S), its
+# call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
+LATE_CREATION_WITHIN = timedelta(seconds=45)
+# How long one try of a removal holds a worker's slot. What it waits for (a consolidation, a lock) goes on in vCenter,
+# and the next try finds it. Short on the common queue, where one VM's trouble must not keep others waiting.
+REMOVAL_TRY = timedelta(minutes=2)
+CLEAN_UP_TRY = timedelta(minutes=1)
+# RemoveSnapshot's pauses: soon at first, since most trouble passes; never longer than somebody who has just given a
+# privilege back likes to wait (who cannot wait sends `retry_now`).
+CLEAN_UP_FIRST_PAUSE = timedelta(seconds=10)
+CLEAN_UP_LAST_PAUSE = timedelta(minutes=5)
+# A VM that is in no inventory and whose directory nobody recorded may be registered again by somebody who is at it.
+VM_LOST_AFTER = timedelta(days=1)
+
 _SOON = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2.0,
@@ -101,6 +116,23 @@ _PATIENT = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2.0,
     maximum_interval=timedelta(minutes=1),
+)
+# Before there is a snapshot: the ten minutes or so that a vCenter takes to restart (1 + 2 + … + 16 s, then 18 times
+# 30 s). The VM holds nothing but its place, and a VM skipped tonight has no backup until tomorrow.
+_BEFORE = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(seconds=30),
+    maximum_attempts=24,
+)
+# While the snapshot is held: half an hour of a vCenter, filer or repository that is away (1 + … + 32 s, then 29 times a
+# minute). What was read is not read again, so waiting is cheaper than another night; but the redo logs grow meanwhile,
+# and `max_hold` ends it earlier where it must.
+_HELD = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    backoff_coefficient=2.0,
+    maximum_interval=timedelta(minutes=1),
+    maximum_attempts=36,
 )
 _ONCE = RetryPolicy(maximum_attempts=1)
 
@@ -130,20 +162,33 @@ PREPARE = StepPolicy(
     retry=RetryPolicy(maximum_attempts=2),
 )
 # Short steps of a VM on its node: looks, checks, small files. They wait for a cancel to be seen, so that a
-# step never goes on behind a workflow that has already ended.
-VM_STEP = StepPolicy(
+# step never goes on behind a workflow that has already ended. The look before step 6:
+VM_STEP_BEFORE = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(minutes=30),
     heartbeat=HEARTBEAT,
-    retry=_SOON,
+    retry=_BEFORE,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-# A snapshot task can take long on a loaded host. Waited for even when cancelled: else it leaks.
+# Steps 8 to 12, while the snapshot is held:
+VM_STEP = replace(VM_STEP_BEFORE, retry=_HELD)
+# Step 14, when the snapshot is gone and the backup is sealed: nothing is held any more, and a backup without its index
+# would be lost to everybody who looks for it. Hours of a vCenter that is away, and a node's reboot.
+VM_STEP_AFTER = replace(
+    VM_STEP_BEFORE,
+    schedule_to_start=timedelta(minutes=15),
+    schedule_to_close=timedelta(hours=6),
+    retry=_PATIENT,
+)
+# A snapshot task can take long on a loaded host. Waited for even when cancelled: else it leaks. Each try may halt the
+# guest for a moment, so there are fewer than the look before has: three minutes of a vCenter that is away.
 SNAPSHOT = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(hours=1),
     heartbeat=HEARTBEAT,
-    retry=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_attempts=3),
+    retry=RetryPolicy(
+        initial_interval=timedelta(seconds=2), maximum_interval=timedelta(minutes=1), maximum_attempts=8
+    ),
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A disk may take a day; what was committed is not read again, so tries are cheap.
@@ -151,33 +196,33 @@ TRANSFER = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(hours=24),
     heartbeat=HEARTBEAT,
-    retry=RetryPolicy(
-        initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1), maximum_attempts=20
-    ),
+    retry=_HELD,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-# The MediaAgent's steps: opening is short, sealing reads every pack back.
+# The MediaAgent's steps while the snapshot is held: opening is short, sealing reads every pack back, and may wait for
+# other VMs' seals.
 MEDIA_AGENT = StepPolicy(
     start_to_close=timedelta(hours=12),
     schedule_to_close=timedelta(hours=24),
     heartbeat=HEARTBEAT,
-    retry=_PATIENT,
+    retry=_HELD,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
-# A removal's try ends after minutes, so that a hung task is looked at again by a fresh try.
+# … and the index, when it is gone: a day of a repository that is away.
+MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
+# A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
-    start_to_close=timedelta(minutes=30),
+    start_to_close=timedelta(minutes=15),
     heartbeat=HEARTBEAT,
     retry=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),
 )
-# Handed-over removals are retried without limit: a snapshot left behind is never acceptable.
-REMOVAL_UNLIMITED = StepPolicy(
-    start_to_close=timedelta(hours=2),
-    heartbeat=HEARTBEAT,
-    retry=RetryPolicy(
-        initial_interval=timedelta(seconds=10), backoff_coefficient=2.0, maximum_interval=timedelta(minutes=5)
-    ),
+# RemoveSnapshot tries without limit and pauses by itself, visibly, holding no slot. A try that no access node takes
+# within minutes is told as such.
+CLEAN_UP = replace(
+    REMOVAL,
+    schedule_to_start=timedelta(minutes=5),
+    retry=_ONCE,
 )
 # Step 15 only asks; a node that does not answer gets no further VM until it answers a ping.
 ASK = StepPolicy(

@@ -1,4 +1,4 @@
-"""The removal of a VM's snapshot, so that no cancel, failure or dead node leaves it behind (step 13).
+"""A VM's snapshot, made (steps 6, 7) and removed (13) so that no cancel, failure or dead node leaves it behind.
 
 Three traps are avoided here and in BackupVm: an activity that is cancelled but goes on behind its workflow (all
 steps wait for the cancel's completion); a step that ignores the cancel and returns a result (BackupVm looks at
@@ -9,9 +9,9 @@ workflow before it (`uninterrupted` waits until the task is done, whatever arriv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -21,14 +21,15 @@ from temporalio.common import (
     TypedSearchAttributes,
     WorkflowIDReusePolicy,
 )
-from temporalio.exceptions import ActivityError, TimeoutType, WorkflowAlreadyStartedError
-from temporalio.exceptions import TimeoutError as StepTimeout
+from temporalio.exceptions import ActivityError, ApplicationError, WorkflowAlreadyStartedError
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
+    from safehaul.errors import QuiesceRefusedError
     from safehaul.messages.marker import SnapshotMarker
     from safehaul.messages.steps import (
+        CreateSnapshotInput,
         Inspection,
         Removal,
         RemovalInput,
@@ -39,14 +40,17 @@ with workflow.unsafe.imports_passed_through():
     )
     from safehaul.messages.vm import BackupVmInput
     from workflows import policies
+    from workflows.nodes import nobody_took_it, run_on_node
     from workflows.steps import run_step
     from workflows.vm_report import explain
 
 ResultT = TypeVar("ResultT")
 
 
-async def uninterrupted(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Wait for `work` to end although the workflow may be cancelled meanwhile.
+async def uninterrupted(
+    work: Coroutine[Any, Any, ResultT], on_cancel: Callable[[], None] = lambda: None
+) -> ResultT:
+    """Wait for `work` to end although the workflow may be cancelled meanwhile; `on_cancel` may tell of it.
 
     `asyncio.shield` would protect the work but not the wait. The cancel is absorbed here and seen by the caller
     afterwards through `workflow.cancellation_reason()`.
@@ -56,7 +60,7 @@ async def uninterrupted(work: Coroutine[Any, Any, ResultT]) -> ResultT:
         try:
             await workflow.wait([task])
         except asyncio.CancelledError:
-            continue
+            on_cancel()
     return task.result()
 
 
@@ -78,30 +82,83 @@ def plan_for(vm: BackupVmInput, workflow_id: str, first_run_id: str) -> Snapshot
     return SnapshotPlan(name=f"safehaul {first_run_id}", description=marker.text())
 
 
+async def take_snapshot(vm: BackupVmInput, ref: VmRef, plan: SnapshotPlan) -> SnapshotRef:
+    """Steps 6 and 7; once more without quiescing when the guest refuses that and the VM group allows it.
+
+    Two steps, so that each asks vCenter soon after its start (`activities.snapshot.ASK_WITHIN_S`).
+    """
+    wanted = CreateSnapshotInput(vm=ref, plan=plan, options=vm.options)
+    try:
+        return await _create(wanted, vm.node, "Steps 6–7 · snapshot")
+    except ActivityError as error:
+        cause = error.cause
+        refused = isinstance(cause, ApplicationError) and cause.type == QuiesceRefusedError.__name__
+        if not refused or not vm.options.quiesce_fallback or workflow.cancellation_reason() is not None:
+            raise
+        warning = f"the guest refused to quiesce, the snapshot is crash-consistent: {explain(error)}"
+    crash_consistent = vm.options.model_copy(update={"quiesce": False})
+    snapshot = await _create(
+        wanted.model_copy(update={"options": crash_consistent}),
+        vm.node,
+        "Steps 6–7 · crash-consistent snapshot",
+    )
+    return snapshot.model_copy(update={"warnings": [warning, *snapshot.warnings]})
+
+
+async def _create(wanted: CreateSnapshotInput, node: str, summary: str) -> SnapshotRef:
+    return await run_on_node(
+        node, Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT
+    )
+
+
 async def remove_snapshot(
     vm: BackupVmInput,
     ref: VmRef,
     plan: SnapshotPlan,
     snapshot: SnapshotRef | None,
     inspection: Inspection | None,
+    asked_at: datetime,
 ) -> Removal:
-    """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal."""
+    """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal.
+
+    Args:
+        vm: the workflow's input.
+        ref: the same, as the steps take it.
+        plan: the snapshot's name and marker.
+        snapshot: None when the creation failed, or its answer was lost.
+        inspection: the VM before.
+        asked_at: when the creation began. One that failed sooner than a worker can be taken for dead is over; of one
+            that failed later a try may still be under way, unheard, and ask vCenter: then a second look is taken.
+    """
     removal = RemovalInput(
         vm=ref,
         plan=plan,
         moref=snapshot.moref if snapshot else "",
         before=inspection.state if inspection else None,
+        within_s=policies.REMOVAL_TRY.total_seconds(),
     )
+    late = snapshot is None and workflow.now() - asked_at >= policies.HEARTBEAT
+    done = await _remove_or_hand_over(removal, vm)
+    if late and done.gone and not done.vm_gone and workflow.patched("look-for-late-creation"):
+        await workflow.sleep(
+            policies.LATE_CREATION_WITHIN, summary="Step 13 · until no lost try can ask for the snapshot"
+        )
+        done = await _remove_or_hand_over(removal, vm)
+    return done
+
+
+async def _remove_or_hand_over(removal: RemovalInput, vm: BackupVmInput) -> Removal:
     handover = timedelta(seconds=vm.options.removal_handover_s)
     try:
-        return await _try_on(policies.control_queue(vm.node), removal, handover)
+        done = await _try_on(policies.control_queue(vm.node), removal, handover)
     except ActivityError as error:
-        if not _nobody_took_it(error):
+        if not nobody_took_it(error):
             return await hand_over(removal, vm.vm_group, explain(error))
-    try:
-        return await _try_on(policies.ACCESS_NODES_QUEUE, removal, handover)
-    except ActivityError as error:
-        return await hand_over(removal, vm.vm_group, explain(error))
+        try:
+            done = await _try_on(policies.ACCESS_NODES_QUEUE, removal, handover)
+        except ActivityError as error_anywhere:
+            return await hand_over(removal, vm.vm_group, explain(error_anywhere))
+    return done if done.gone else await hand_over(removal, vm.vm_group, done.reason)
 
 
 async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Removal:
@@ -144,7 +201,3 @@ async def _try_on(queue: str, removal: RemovalInput, handover: timedelta) -> Rem
 
 def _pair(key: SearchAttributeKey[str], value: str) -> SearchAttributePair[str]:
     return SearchAttributePair(key, value)
-
-
-def _nobody_took_it(error: ActivityError) -> bool:
-    return isinstance(error.cause, StepTimeout) and error.cause.type is TimeoutType.SCHEDULE_TO_START

@@ -29,6 +29,8 @@ class VmScene:
     """Keys of the disks that have been read to their end."""
     seconds: dict[str, float]
     warnings: Sequence[str]
+    rejected: Sequence[str]
+    """Signals that could not be followed."""
     report: VmReport | None
     """At the end."""
 
@@ -55,6 +57,8 @@ def vm_details(scene: VmScene) -> str:
         lines += ["", f"Seconds: {spent}"]
     if scene.warnings:
         lines += ["", "Warnings:", "", *(f"- {cell(text)}" for text in scene.warnings[:MAX_WARNINGS])]
+    if scene.rejected:
+        lines += ["", "Rejected:", "", *(f"- {cell(text)}" for text in scene.rejected)]
     return bounded(lines)
 
 

@@ -46,6 +46,7 @@ __all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
 MAX_WARNINGS = 50
 # Of skipped files the first ones stand in the VM's reason; all are in its report and in the manifest.
 MAX_REASONS = 5
+MAX_REJECTED = 5
 SNAPSHOT_LOST = (SnapshotLostError.__name__, VmMovedError.__name__)
 
 
@@ -97,6 +98,7 @@ class VmStory:
         self._indexed = False
         self._read: set[int] = set()
         self._report: VmReport | None = None
+        self._rejected: list[str] = []
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -140,6 +142,12 @@ class VmStory:
     def warn(self, warnings: list[str]) -> None:
         """Add warnings to the report, bounded."""
         self.warnings = [*self.warnings, *warnings][:MAX_WARNINGS]
+
+    def reject(self, message: str) -> None:
+        """A signal that could not be followed: shown in the web UI, bounded."""
+        self._rejected = [*self._rejected, message][-MAX_REJECTED:]
+        if self._vm is not None:
+            self._show()
 
     def snapshot(self, snapshot: SnapshotRef) -> None:
         """Step 7 is done."""
@@ -275,6 +283,7 @@ class VmStory:
                     read=frozenset(self._read),
                     seconds=self._seconds,
                     warnings=self.warnings,
+                    rejected=self._rejected,
                     report=self._report,
                 )
             )

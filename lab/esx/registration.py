@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 
-from lab.esx.api import AddDisk, Controller, DiskMode, Hardware, Vm
+from lab.esx.api import AddDisk, Controller, DiskMode, Hardware, Snapshot, Vm
 from lab.esx.chains import redundant_links
 from lab.esx.devices import attach, await_files, read_chain
 from lab.esx.home import append_log, parse_lines, uuid_from_vmx
 from lab.esx.network_cards import cards_of, settle_addresses
-from lab.esx.paths import HostError, join, sibling, split
+from lab.esx.paths import HostError, join, name_of, sibling, split
 from lab.esx.tasks import TaskContext
 from lab.esx.world import World, now
 
@@ -107,6 +108,7 @@ def _build(context: TaskContext, moref: str, path: str, values: dict[str, str]) 
         create_time=now(),
     )
     _attach_disks(world, vm, values)
+    _read_snapshots(world, vm)
     vm.consolidation_needed = bool(redundant_links(vm))
     return vm
 
@@ -165,3 +167,45 @@ def _attach_disks(world: World, vm: Vm, values: dict[str, str]) -> None:
                 mode=_MODES.get(mode, "persistent"),
             ),
         )
+
+
+def _read_snapshots(world: World, vm: Vm) -> None:
+    """The tree of the `.vmsd`, as a VM brings it along that was registered before: its snapshots get new morefs."""
+    path = world.local(vm.vmx_path.removesuffix(".vmx") + ".vmsd")
+    if not path.is_file():
+        return
+    try:
+        values = parse_lines(path)
+        count = int(values.get("snapshot.numSnapshots", "0"))
+        found = [_snapshot(world, vm, values, f"snapshot{index}") for index in range(count)]
+    except (KeyError, ValueError) as error:
+        raise HostError("InvalidVmConfig", f"{path.name}: {error}", property="") from error
+    morefs = {str(snapshot.number): snapshot.moref for snapshot in found}
+    vm.snapshots = [
+        each.model_copy(update={"parent": morefs.get(values.get(f"snapshot{index}.parent", ""))})
+        for index, each in enumerate(found)
+    ]
+    vm.current_snapshot = morefs.get(values.get("snapshot.current", ""))
+    vm.next_snapshot_number = int(values.get("snapshot.lastUID", "0")) + 1
+
+
+def _snapshot(world: World, vm: Vm, values: dict[str, str], name: str) -> Snapshot:
+    """One snapshot of the tree; its disks are those links of the VM's chains that the `.vmsd` names."""
+    named = {value for key, value in values.items() if re.fullmatch(rf"{name}\.disk\d+\.fileName", key)}
+    hardware = vm.hardware.model_copy(deep=True)
+    for disk in hardware.disks:
+        disk.chain = disk.chain[
+            next((i for i, link in enumerate(disk.chain) if name_of(link.path) in named), 0) :
+        ]
+    stamp_us = (int(values[f"{name}.createTimeHigh"]) << 32) + int(values[f"{name}.createTimeLow"])
+    return Snapshot(
+        moref=world.next_moref("snapshot"),
+        number=int(values[f"{name}.uid"]),
+        name=values[f"{name}.displayName"],
+        description=values.get(f"{name}.description", ""),
+        create_time=datetime.fromtimestamp(stamp_us / 1_000_000, UTC),
+        parent=None,
+        power_state="poweredOff",
+        hardware=hardware,
+        data_path=sibling(vm.vmx_path, values[f"{name}.filename"]),
+    )

@@ -30,6 +30,8 @@ class RemovalRecord(Message):
     morefs: list[str] = Field(default_factory=list)
     """What this call removed; empty when the snapshot was gone already."""
     already_gone: bool = False
+    vm_gone: bool = False
+    """VCenter knows the VM no more, and nothing of the snapshot is in its directories (if `files_checked`)."""
     started_at: str
     """ISO 8601, this process's clock."""
     finished_at: str

@@ -52,8 +52,6 @@ class CreateSnapshotInput(Message):
     vm: VmRef
     plan: SnapshotPlan
     options: VmOptions
-    not_before: datetime
-    """An adopted snapshot is no older than the workflow's first run."""
 
 
 class SnapshotRef(Message):
@@ -279,12 +277,17 @@ class RemovalInput(Message):
     moref: str = ""
     """Empty when the creation's answer was lost: then the snapshot is found by name and marker."""
     before: VmState | None = None
+    within_s: float = 120.0
+    """A try ends after this long, so that it holds its worker's slot no longer; vCenter's task goes on."""
 
 
 class Removal(Message):
     """Step 13's result: the record that step 14 keeps."""
 
     gone: bool
+    """Proved: nothing of the snapshot is left, because it was removed or because its VM was deleted."""
+    vm_gone: bool = False
+    """VCenter knows the VM no more. With `gone` false nobody could look whether its files are gone too."""
     pending: bool = False
     """Handed to RemoveSnapshot: the job goes on, the removal is retried without limit."""
     moref: str = ""
@@ -298,6 +301,10 @@ class RemoveSnapshotInput(Message):
     removal: RemovalInput
     vm_group: str = ""
     reason: str = ""
+    tries: int = 0
+    """Of earlier runs of this workflow (continue-as-new)."""
+    since: datetime | None = None
+    """When its first run began; None in the first run."""
 
 
 class MarkInput(Message):

@@ -29,6 +29,7 @@ from safehaul.vsphere.tasks import (
     wait_out_snapshot_tasks,
 )
 from safehaul.vsphere.vms import vm_state
+from safehaul.vsphere.whereabouts import check_deleted, find_holder
 
 log = logging.getLogger(__name__)
 
@@ -80,27 +81,6 @@ class _Removal:
         pause(pause_s, self.heartbeat)
 
 
-def start_remove(
-    vcenter: VCenter, vm_moref: str, *, name: str, description: str, snapshot_moref: str = ""
-) -> str | None:
-    """Has vCenter begin to remove our snapshot and returns the task's moref at once; None when it is not there.
-
-    Args:
-        vcenter: the session.
-        vm_moref: the VM's.
-        name: the snapshot's, exactly.
-        description: our marker, exactly.
-        snapshot_moref: the recorded one; without it (crash between call and record) name and description decide.
-
-    Raises:
-        PermanentError: the snapshot of that moref has another name or description. Nothing is removed.
-        BusyError: another task works on the VM.
-        NotFoundError: no such VM.
-    """
-    found = _ours(tree(vcenter, vm_moref), name, description, snapshot_moref)
-    return _start(vcenter, found[0].moref) if found else None
-
-
 def remove(
     vcenter: VCenter,
     vm_moref: str,
@@ -109,6 +89,7 @@ def remove(
     description: str,
     snapshot_moref: str = "",
     before: VmState | None = None,
+    instance_uuid: str = "",
     heartbeat: Heartbeat = no_heartbeat,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> RemovalRecord:
@@ -122,12 +103,15 @@ def remove(
         snapshot_moref: the recorded one; without it name and description decide.
         before: the VM before the snapshot was made, directories listed. Without it consolidation is run only when
             this very removal brought the need, and files are not compared.
+        instance_uuid: the VM's: finds it under another moref after it was registered anew, and tells a VM that was
+            deleted (the record's `vm_gone`) from one that is only out of the inventory.
         heartbeat: called at least every other second; may raise to stop, and then vCenter's task goes on.
         timeout_s: for the whole.
 
     Raises:
-        PermanentError: the snapshot of that moref has another name or description. Nothing is removed.
-        BusyError: locked files, other tasks or leftover files until the time was over: run it again.
+        PermanentError: the snapshot of that moref, or with our marker, has another name or description. Nothing is
+            removed.
+        BusyError: locked or leftover files, other tasks, a VM out of the inventory: run it again.
         SafehaulError: vCenter's refusal, translated.
     """
     removal = _Removal(
@@ -140,13 +124,17 @@ def remove(
         heartbeat=heartbeat,
         timeout_s=timeout_s,
     )
-    first = _readable(vm_state(vcenter, vm_moref))
+    found = find_holder(vcenter, vm_moref, instance_uuid, description)
+    if found is None:
+        return _went_with_its_vm(removal)
+    first = _readable(found)
+    removal.vm_moref = first.moref
     needed_before = before.consolidation_needed if before is not None else first.consolidation_needed
     _remove_copies(removal, first)
     final = _settle(removal, needed_before)
     left = compare(before, final) if before is not None and before.listed else None
     return RemovalRecord(
-        vm_moref=vm_moref,
+        vm_moref=first.moref,
         name=name,
         description=description,
         morefs=removal.removed,
@@ -165,11 +153,31 @@ def remove(
     )
 
 
+def _went_with_its_vm(removal: _Removal) -> RemovalRecord:
+    """The VM was deleted, and its snapshot with it; `files_checked` says whether its directories were looked at."""
+    listed = check_deleted(
+        removal.vcenter, removal.before.name if removal.before else "?", removal.before, removal.heartbeat
+    )
+    return RemovalRecord(
+        vm_moref=removal.vm_moref,
+        name=removal.name,
+        description=removal.description,
+        vm_gone=True,
+        already_gone=True,
+        started_at=removal.started_at.isoformat(),
+        finished_at=dt.datetime.now(dt.UTC).isoformat(),
+        consolidation_needed_before=False,
+        consolidation_needed_after=False,
+        files_checked=listed is not None,
+        left=[file.path for file in listed or []],
+    )
+
+
 def _ours(nodes: list[SnapshotNode], name: str, description: str, snapshot_moref: str) -> list[SnapshotNode]:
     """Which snapshots of a tree are ours: the recorded one first, then copies by name and description.
 
     Raises:
-        PermanentError: the recorded moref belongs to a snapshot that is not ours.
+        PermanentError: the recorded moref belongs to a snapshot that is not ours, or ours was renamed.
     """
     if not name or not description:
         raise PermanentError("a snapshot is removed by its exact name and description; one of them is empty")
@@ -180,6 +188,13 @@ def _ours(nodes: list[SnapshotNode], name: str, description: str, snapshot_moref
             "it is not ours, and is left alone; look at the VM's snapshots in vCenter"
         )
     same = [node for node in nodes if (node.name, node.description) == (name, description)]
+    renamed = next((node for node in nodes if node.description == description and node.name != name), None)
+    if not same and renamed is not None:
+        # It holds our marker, so to say that ours is gone would be a lie; a name that we did not give is left alone.
+        raise PermanentError(
+            f"snapshot {renamed.moref} holds our marker and is named {renamed.name!r}, not {name!r}: somebody renamed "
+            "it; name it as before, or remove it in vCenter"
+        )
     return sorted(same, key=lambda node: node.moref != snapshot_moref)
 
 
@@ -196,6 +211,11 @@ def _start(vcenter: VCenter, snapshot_moref: str) -> str:
 def _remove_copies(removal: _Removal, first: VmState) -> None:
     """Removes until neither the tree nor a running task can bring our snapshot back."""
     nodes = first.snapshots
+    # A removal under way (an earlier try's) is waited for and not asked for again.
+    if first.running_snapshot_tasks and wait_out_snapshot_tasks(
+        removal.vcenter, removal.vm_moref, removal.heartbeat, timeout_s=removal.left_s
+    ):
+        nodes = tree(removal.vcenter, removal.vm_moref)
     for attempt in range(_MAX_COPIES):
         found = _ours(nodes, removal.name, removal.description, removal.snapshot_moref)
         if found:

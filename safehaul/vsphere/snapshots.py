@@ -5,17 +5,17 @@ Never RevertToSnapshot, never RemoveAllSnapshots: neither name occurs in this pa
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from pyVmomi import vim
 
 from safehaul.errors import BusyError, ConnectionLostError, InvalidInputError, NotFoundError, SessionLostError
 from safehaul.messages.inventory import SnapshotNode
 from safehaul.messages.snapshots import TakenSnapshot
-from safehaul.vsphere.client import VCenter
+from safehaul.vsphere.client import Session, VCenter
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.names import escape
 from safehaul.vsphere.properties import read_object
@@ -71,12 +71,14 @@ def create(
     quiesce: bool = False,
     memory: bool = False,
     heartbeat: Heartbeat = no_heartbeat,
-    not_before: dt.datetime | None = None,
+    before_asking: Callable[[], None] = lambda: None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> TakenSnapshot:
     """The VM's snapshot of this name and description, made if it is not there. Idempotent by that pair.
 
     Waits out snapshot tasks of the VM that run already, since one of them may be an earlier try of this very call.
+    No clock decides what is adopted: the pair holds the id of the run that asks, which no earlier snapshot can have,
+    and a comparison with vCenter's time would refuse our own snapshot where that clock is a second behind.
 
     Args:
         vcenter: the session.
@@ -86,7 +88,7 @@ def create(
         quiesce: ask the guest to bring its file systems to rest.
         memory: save the memory too; a backup does not.
         heartbeat: told the task's progress; may raise, and then the task goes on in vCenter.
-        not_before: a snapshot that is older is not adopted.
+        before_asking: called right before vCenter is asked, after all waiting; may raise, and then it is not asked.
         timeout_s: for the whole.
 
     Raises:
@@ -99,39 +101,39 @@ def create(
             f"snapshot name {name[:100]!r}: 1 to {_MAX_NAME_CHARS} characters, with a marker"
         )
     deadline = time.monotonic() + timeout_s
-    found = _adopt(vcenter, vm_moref, name, description, not_before)
+    found = _adopt(vcenter, vm_moref, name, description)
     if found is None and wait_out_snapshot_tasks(vcenter, vm_moref, heartbeat, timeout_s=timeout_s):
-        found = _adopt(vcenter, vm_moref, name, description, not_before)
+        found = _adopt(vcenter, vm_moref, name, description)
     if found is not None:
         return found
-    try:
-        task = vcenter.mutate(
-            lambda session: session.managed(vim.VirtualMachine, vm_moref).CreateSnapshot_Task(
-                name=escape(name), description=description, memory=memory, quiesce=quiesce
-            )
+
+    def ask(session: Session) -> Any:
+        before_asking()
+        return session.managed(vim.VirtualMachine, vm_moref).CreateSnapshot_Task(
+            name=escape(name), description=description, memory=memory, quiesce=quiesce
         )
+
+    try:
+        task = vcenter.mutate(ask)
         created = moref(
             wait(vcenter, moref(task), heartbeat, timeout_s=max(1.0, deadline - time.monotonic()))
         )
     except (ConnectionLostError, SessionLostError, NotFoundError) as error:
         log.warning("the answer about snapshot %r of %s was lost, looking for it: %s", name, vm_moref, error)
         wait_out_snapshot_tasks(vcenter, vm_moref, heartbeat, timeout_s=max(1.0, deadline - time.monotonic()))
-        found = _adopt(vcenter, vm_moref, name, description, not_before)
+        found = _adopt(vcenter, vm_moref, name, description)
         if found is None:
             raise
         return found
     return _made(vcenter, vm_moref, created, name, description)
 
 
-def _adopt(
-    vcenter: VCenter, vm_moref: str, name: str, description: str, not_before: dt.datetime | None
-) -> TakenSnapshot | None:
-    for node in find_all(vcenter, vm_moref, name, description):
-        if not_before is None or (node.created and dt.datetime.fromisoformat(node.created) >= not_before):
-            log.info("snapshot %s of %s is there already: adopted", node.moref, vm_moref)
-            return _taken(node, adopted=True)
-        log.warning("snapshot %s of %s is older than its workflow: not adopted", node.moref, vm_moref)
-    return None
+def _adopt(vcenter: VCenter, vm_moref: str, name: str, description: str) -> TakenSnapshot | None:
+    node = find(vcenter, vm_moref, name, description)
+    if node is None:
+        return None
+    log.info("snapshot %s of %s is there already: adopted", node.moref, vm_moref)
+    return _taken(node, adopted=True)
 
 
 def _made(vcenter: VCenter, vm_moref: str, created: str, name: str, description: str) -> TakenSnapshot:

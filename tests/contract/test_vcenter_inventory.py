@@ -9,7 +9,8 @@ from safehaul.messages.inventory import InventoryDetail, UnidentifiedReason
 from safehaul.vsphere.datastores import list_directory
 from safehaul.vsphere.inventory import Inventory, all_nas_volumes, discover, nas_volumes
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_config, vm_state
-from tests.contract.vcenter_server import MIB, Ability, Server, needs, vm_named
+from safehaul.vsphere.whereabouts import find_by_instance_uuid, instance_uuid_of
+from tests.contract.vcenter_server import MIB, PLAIN_VM, Ability, Server, needs, vm_named
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,10 @@ def test_a_configuration_is_enough_for_a_restore(server: Server) -> None:
     if Ability.REDO_LOGS in server.abilities:
         # The snapshot's own disks are the frozen ones; the running VM writes elsewhere.
         assert frozen.disks[0].path == state.disks[0].parent_paths[0]
+
+
+def test_a_vm_is_found_by_the_second_half_of_its_vc_guid(server: Server) -> None:
+    record = vm_named(server, PLAIN_VM)
+    found = find_by_instance_uuid(server.connect(), instance_uuid_of(record.vc_guid))
+    assert found == [record.moref]
+    assert find_by_instance_uuid(server.connect(), "50000000-0000-4000-8000-00000000ffff") == []

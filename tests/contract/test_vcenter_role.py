@@ -22,7 +22,7 @@ from safehaul.errors import PermissionRefusedError
 from safehaul.vsphere import registration, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.inventory import all_nas_volumes, discover
-from safehaul.vsphere.removal import start_remove
+from safehaul.vsphere.removal import remove
 from safehaul.vsphere.snapshots import create, tree
 from safehaul.vsphere.vm_disks import DiskChange
 from safehaul.vsphere.vms import vm_config, vm_state
@@ -75,7 +75,7 @@ def _remove(vcenter: VCenter, lab: LabServer) -> None:
     vm = lab.vm(PLAIN_VM).moref
     create(lab.administrator(), vm, NAME, OURS)
     try:
-        start_remove(vcenter, vm, name=NAME, description=OURS)
+        remove(vcenter, vm, name=NAME, description=OURS)
     finally:
         remove_all(lab.administrator(), vm)
 

@@ -182,3 +182,20 @@ def test_a_wait_survives_a_restart_of_vcenter(lab: LabServer, vcenter: VCenter, 
     thread.join(timeout=60)
     assert [getattr(each, "name", each) for each in outcome] == [NAME]
     assert len(tree(vcenter, vm)) == 1
+
+
+def test_a_creation_that_is_called_off_in_time_asks_vcenter_for_nothing(
+    lab: LabServer, vcenter: VCenter, vm: str
+) -> None:
+    """Called off while it waited for somebody's task: the check stands after the waiting, right before the call."""
+    calls = lab.admin.call_counts().get("CreateSnapshot_Task", 0)
+    lab.hosts.add_fault(FaultRule(operation="CreateSnapshot", effect="stall", seconds=1.0))
+    lab.hosts.create_snapshot(vm, "by hand", "Ada")
+
+    def called_off() -> None:
+        raise BusyError("called off")
+
+    with pytest.raises(BusyError, match="called off"):
+        create(vcenter, vm, NAME, OURS, before_asking=called_off)
+    assert [each.name for each in tree(vcenter, vm)] == ["by hand"]
+    assert lab.admin.call_counts().get("CreateSnapshot_Task", 0) == calls

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from safehaul.errors import InvalidInputError, NotFoundError, PermanentError
+from safehaul.messages.inventory import SnapshotNode
+from safehaul.messages.marker import SnapshotMarker
+from safehaul.vsphere import snapshots
 from safehaul.vsphere.client import VCenter
-from safehaul.vsphere.removal import remove, start_remove
+from safehaul.vsphere.removal import remove
 from safehaul.vsphere.snapshots import create, find, find_all, tree
-from safehaul.vsphere.tasks import wait
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_state
 from tests.contract.snapshot_calls import NAME, OURS, before, remove_all, removed
 from tests.contract.vcenter_server import PLAIN_VM, Ability, Server, needs, vm_named
@@ -72,14 +74,6 @@ def test_a_removal_without_moref_goes_by_name_and_description(vcenter: VCenter, 
     assert tree(vcenter, vm) == []
 
 
-def test_a_started_removal_is_a_task_that_ends(vcenter: VCenter, vm: str) -> None:
-    taken = create(vcenter, vm, NAME, OURS)
-    task = start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=taken.moref)
-    assert task is not None
-    assert wait(vcenter, task, timeout_s=30) is None
-    assert start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=taken.moref) is None
-
-
 @needs(Ability.REDO_LOGS)
 def test_the_frozen_disk_is_the_base_and_nothing_is_left(vcenter: VCenter, vm: str) -> None:
     state = before(vcenter, vm)
@@ -123,12 +117,8 @@ def test_foreign_snapshots_above_and_below_stay(server: Server, vcenter: VCenter
 def test_a_recorded_moref_that_is_not_ours_is_left_alone(vcenter: VCenter, vm: str) -> None:
     state = before(vcenter, vm)
     foreign = create(vcenter, vm, NAME, "somebody else's description")
-    for ask in (
-        lambda: removed(vcenter, vm, state, foreign.moref),
-        lambda: start_remove(vcenter, vm, name=NAME, description=OURS, snapshot_moref=foreign.moref),
-    ):
-        with pytest.raises(PermanentError, match="not ours"):
-            ask()
+    with pytest.raises(PermanentError, match="not ours"):
+        removed(vcenter, vm, state, foreign.moref)
     assert [each.moref for each in tree(vcenter, vm)] == [foreign.moref]
     # Without a moref nothing has exactly our name and marker.
     assert removed(vcenter, vm, state).already_gone
@@ -145,14 +135,45 @@ def test_an_empty_name_or_marker_removes_nothing(
         create(vcenter, vm, name, description)
 
 
-def test_an_older_snapshot_of_our_name_is_not_adopted(server: Server, vcenter: VCenter, vm: str) -> None:
+def test_a_snapshot_of_ours_is_adopted_whatever_the_clocks_say(
+    vcenter: VCenter, vm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vCenter whose clock is an hour behind Temporal's: the second try of a workflow finds what the first made."""
+    first = create(vcenter, vm, NAME, OURS)
+
+    def tree_of_a_slow_clock(session: VCenter, moref: str) -> list[SnapshotNode]:
+        behind = (dt.datetime.fromisoformat(first.created) - dt.timedelta(hours=1)).isoformat()
+        return [each.model_copy(update={"created": behind}) for each in tree(session, moref)]
+
+    monkeypatch.setattr(snapshots, "tree", tree_of_a_slow_clock)
+    assert create(vcenter, vm, NAME, OURS).adopted
+    assert [each.moref for each in find_all(vcenter, vm, NAME, OURS)] == [first.moref]
+
+
+def test_another_runs_snapshot_is_not_adopted(server: Server, vcenter: VCenter, vm: str) -> None:
+    """Last night's leaked one: the same workflow id, another first run."""
     state = before(vcenter, vm) if Ability.FILE_LAYOUT in server.abilities else None
-    old = create(vcenter, vm, NAME, OURS)
-    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
-    new = create(vcenter, vm, NAME, OURS, not_before=later)
-    assert new.moref != old.moref
-    # Both carry our marker, and both go.
-    assert set(removed(vcenter, vm, state, new.moref).morefs) == {old.moref, new.moref}
+    leaked = SnapshotMarker(
+        installation="site",
+        namespace="namespace",
+        workflow_id="backup-vm/1",
+        first_run_id="run-0",
+        vc_guid="vc.vm",
+    )
+    old = create(vcenter, vm, "safehaul run-0", leaked.text())
+    new = create(vcenter, vm, NAME, OURS)
+    assert (new.adopted, new.moref != old.moref) == (False, True)
+    assert removed(vcenter, vm, state, new.moref).morefs == [new.moref]
+    assert [each.moref for each in tree(vcenter, vm)] == [old.moref]
+
+
+def test_a_renamed_snapshot_of_ours_is_left_alone_and_never_called_gone(vcenter: VCenter, vm: str) -> None:
+    state = before(vcenter, vm)
+    renamed = create(vcenter, vm, "do not touch", OURS)
+    for recorded in ("", renamed.moref):
+        with pytest.raises(PermanentError, match="do not touch"):
+            removed(vcenter, vm, state, recorded)
+    assert [each.moref for each in tree(vcenter, vm)] == [renamed.moref]
 
 
 def test_unknown_vms_are_refused(vcenter: VCenter) -> None:

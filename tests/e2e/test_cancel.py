@@ -197,3 +197,63 @@ def test_a_terminated_vm_workflow_is_failed_and_its_snapshot_goes(lab: DataCentr
     assert [vm["status"] for vm in failed] == ["Failed"]
     assert "ended without a report" in failed[0]["reason"]
     _until(lambda: witness.problems() == [])
+
+
+def _child_of(lab: DataCentre, job: str, name: str) -> str:
+    """The id of the workflow of one VM of the job, when it has begun."""
+    guid = next(vm.instance_uuid for vm in lab.hosts.state().vms if vm.name == name)
+    _until(lambda: any(item.endswith(guid) for item in _children(lab, job)))
+    return next(item for item in _children(lab, job) if item.endswith(guid))
+
+
+def _history(lab: DataCentre, workflow: str) -> str:
+    return lab.temporal.cli("workflow", "show", "--workflow-id", workflow, "--output", "json").stdout
+
+
+def _removal_ended(lab: DataCentre, child: str) -> bool:
+    """Whether the RemoveSnapshot of that VM's workflow, with its second look, has ended."""
+    query = f"WorkflowType='RemoveSnapshot' AND VcGuid='{child.rpartition('/')[2]}'"
+    listed = lab.temporal.cli("workflow", "list", "--query", query, "--output", "json")
+    states = [item["status"] for item in json.loads(listed.stdout)]
+    return bool(states) and all(state == "WORKFLOW_EXECUTION_STATUS_COMPLETED" for state in states)
+
+
+@pytest.mark.slow
+def test_a_vm_workflow_terminated_while_vcenter_makes_the_snapshot_leaves_none(lab: DataCentre) -> None:
+    """Nobody has heard the snapshot's moref: its removal waits for the running task, and finds it by its marker."""
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    lab.hosts.clear_faults()
+    lab.hosts.add_fault(
+        FaultRule(operation="CreateSnapshot", effect="stall", vm="two", seconds=8.0, phase="start")
+    )
+    start_job(lab, "terminate-creating")
+    _until(lambda: _task_runs(lab, "CreateSnapshot"))
+    child = _child_of(lab, "terminate-creating", "two")
+    lab.temporal.cli("workflow", "terminate", "--workflow-id", child, "--reason", "killed by the test")
+    assert wait_end(lab, "terminate-creating") in ("COMPLETED", "FAILED")
+    _until(lambda: _removal_ended(lab, child), 120)
+    assert witness.problems() == []
+
+
+@pytest.mark.slow
+def test_a_vm_workflow_terminated_before_vcenter_is_asked_leaves_no_snapshot(lab: DataCentre) -> None:
+    """The creation still waits for somebody's task: it must not ask when that ends, for the removal has looked."""
+    lab.hosts.clear_faults()
+    moref = next(vm.moref for vm in lab.hosts.state().vms if vm.name == "two")
+    lab.hosts.add_fault(
+        FaultRule(operation="CreateSnapshot", effect="stall", vm="two", seconds=40.0, phase="start")
+    )
+    by_hand = lab.hosts.create_snapshot(moref, "by hand", "Ada").task
+    calls = lab.directory / "vcenter-calls.jsonl"
+    before = calls.read_text().count('"CreateSnapshot_Task"')
+    start_job(lab, "terminate-waiting")
+    child = _child_of(lab, "terminate-waiting", "two")
+    _until(lambda: "create_snapshot" in _history(lab, child))
+    lab.temporal.cli("workflow", "terminate", "--workflow-id", child, "--reason", "killed by the test")
+    assert wait_end(lab, "terminate-waiting") in ("COMPLETED", "FAILED")
+    assert lab.hosts.task(by_hand).complete_time is None, "the moment was missed"
+    _until(lambda: _removal_ended(lab, child), 150)
+    snapshots = lab.hosts.vm(moref).snapshots
+    assert [item.name for item in snapshots] == ["by hand"]
+    assert calls.read_text().count('"CreateSnapshot_Task"') - before == 1, "for VM one, and for it alone"
+    lab.hosts.wait_task(lab.hosts.remove_snapshot(snapshots[0].moref).task)

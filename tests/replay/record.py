@@ -20,8 +20,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 
 from lab.temporal import TemporalServer
+from safehaul.messages.vm import VmOptions
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
 
 HISTORIES = Path(__file__).parent / "histories"
 REQUEST = {"vm_group": "test"}
@@ -124,6 +125,44 @@ async def _stuck_removal(client: Client) -> None:
     await _save(client, found[0], "remove-snapshot-completed")
 
 
+async def _blocked_removal(client: Client) -> None:
+    """A removal that is refused until somebody puts it right, of a VM that is cancelled by its own signal."""
+
+    def refuse(_arg: Any) -> None:
+        raise ApplicationError("no privilege", type="PermissionRefusedError", non_retryable=True)
+
+    world = World(vm_count=1)
+    world.hooks["remove_snapshot"] = refuse
+    world.hooks["transfer_disk"] = lambda _arg: wait_for_cancel(20.0)
+    async with running(client, world):
+        handle = await _job(client, "blocked", REQUEST)
+        await _until(lambda: world.calls["transfer_disk"] > 0)
+        child = (await _children(client, "blocked"))[0]
+        await client.get_workflow_handle(child).signal("cancel")
+        await _ended(handle)
+        await _until(lambda: world.calls["remove_snapshot"] > 1)
+        removal = client.get_workflow_handle(f"remove-snapshot {next(iter(world.snapshots))}")
+        world.hooks.clear()
+        await removal.signal("retry_now")
+        await removal.result()
+    await _save(client, child, "backup-vm-cancelled-by-its-own-signal")
+    await _save(client, removal.id, "remove-snapshot-blocked")
+
+
+async def _crash_consistent(client: Client) -> None:
+    def refuse(arg: Any) -> None:
+        if arg.options.quiesce:
+            raise ApplicationError("VSS failed", type="QuiesceRefusedError", non_retryable=True)
+
+    world = World(vm_count=1)
+    world.options = VmOptions(quiesce=True, quiesce_fallback=True)
+    world.hooks["create_snapshot"] = refuse
+    async with running(client, world):
+        await _ended(await _job(client, "crash-consistent", REQUEST))
+        child = (await _children(client, "crash-consistent"))[0]
+    await _save(client, child, "backup-vm-crash-consistent")
+
+
 async def _refused(client: Client) -> None:
     async with running(client, World(vm_count=0)):
         await _ended(await _job(client, "refused", {"group": "x"}))
@@ -138,6 +177,8 @@ async def _jobs(client: Client) -> None:
         await _cancelled(client, step)
     await _failed(client)
     await _stuck_removal(client)
+    await _blocked_removal(client)
+    await _crash_consistent(client)
     await _refused(client)
 
 

@@ -16,7 +16,9 @@ from activities.transfer import Transfers
 from activities.transport import Transport
 from workflows import policies
 from workflows.backup_job import BackupJob
+from workflows.backup_vm import BackupVm
 from workflows.catalogue import type_names
+from workflows.remove_snapshot import RemoveSnapshot
 
 ACTIVITIES = {
     CommServe: [
@@ -73,6 +75,14 @@ def test_the_jobs_signals_queries_and_updates() -> None:
     assert sorted(str(name) for name in definition.signals) == ["None", "cancel", "cancel_vm", "vm_finished"]
     assert sorted(definition.queries) == ["progress"]
     assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
+
+
+def test_the_signals_of_a_vm_and_of_a_removal() -> None:
+    found = [item.__dict__["__temporal_workflow_definition"].signals for item in (BackupVm, RemoveSnapshot)]
+    assert [sorted(str(name) for name in signals) for signals in found] == [
+        ["None", "cancel"],
+        ["None", "retry_now"],
+    ]
 
 
 def test_the_queues_names() -> None:

@@ -30,6 +30,7 @@ def test_there_are_histories_of_every_ending() -> None:
         "backup-vm-begun-anew",
         "backup-job-continues-as-new",
         "backup-job-unequal-nodes",
+        "remove-snapshot-blocked",
         "remove-snapshot-completed",
         "restore-vm-completed",
         "restore-vm-failed",

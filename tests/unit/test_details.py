@@ -83,6 +83,7 @@ def _scene(report: VmReport | None) -> VmScene:
         read=frozenset({1}),
         seconds={"6": 0.5},
         warnings=["w"],
+        rejected=["signal 'halt' does not exist"],
         report=report,
     )
 
@@ -94,6 +95,7 @@ def test_a_vms_table_tells_each_disks_state() -> None:
     assert "| Hard disk 1 | 1.0 GiB | 1.0 MiB | 0 B | read |" in shown
     assert "| Hard disk 2 | 1.0 GiB | – | – | reading |" in shown
     assert "skipped: it is independent" in shown
+    assert "- signal 'halt' does not exist" in shown
 
 
 def test_a_vms_end_is_shown_with_its_reason_and_backup() -> None:

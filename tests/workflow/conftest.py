@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
 from activities.commserve import CommServe
 from activities.peers import Peers
 from lab.temporal import TemporalServer
-from tests.workflow.trivial import TrivialJob, TrivialNode, World
+from tests.workflow.trivial import TrivialJob, TrivialNode
 from tests.workflow.trivial_restore import TrivialRestore
+from tests.workflow.world import World
 from workers.bootstrap import sandbox
 from workflows import policies
 from workflows.catalogue import WORKFLOWS
@@ -54,8 +55,12 @@ async def running(
     *,
     workflows: Sequence[type] = WORKFLOWS,
     build: WorkerDeploymentConfig | None = None,
+    sandboxed: bool = True,
 ) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning."""
+    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning.
+
+    Without the sandbox, which imports modules of its own, a test's changes of `workflows.policies` take effect.
+    """
     job, restores, steps = TrivialJob(world), TrivialRestore(world), CommServe(_no_peers(), client)
     slots = max(8, 2 * world.streams)
     async with AsyncExitStack() as stack:
@@ -90,7 +95,7 @@ async def running(
                 *restores.desk(),
             ],
             workflows=workflows,
-            workflow_runner=sandbox(),
+            workflow_runner=sandbox() if sandboxed else UnsandboxedWorkflowRunner(),
         )
         for name in world.nodes:
             if name not in silent:

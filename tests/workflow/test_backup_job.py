@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
 

@@ -6,17 +6,20 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.exceptions import CancelledError
+from temporalio.exceptions import ApplicationError, CancelledError
 
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
+from safehaul.messages.steps import Removal, RemovalInput, RemoveSnapshotInput, SnapshotPlan, VmRef
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
+from workflows import policies
 
 REQUEST = {"vm_group": "test"}
 EVENTS = 80
@@ -93,3 +96,36 @@ async def test_a_cancel_after_a_continue_as_new_still_ends_everything(client: Cl
     assert isinstance(ended.value.cause, CancelledError)
     assert not world.snapshots
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 16
+
+
+async def test_a_removal_that_never_ends_keeps_its_history_short_and_its_count(
+    client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "CLEAN_UP_FIRST_PAUSE", timedelta(milliseconds=100))
+    monkeypatch.setattr(policies, "CLEAN_UP_LAST_PAUSE", timedelta(milliseconds=100))
+    world, tries = World(), 20
+    name = f"safehaul {job_id}"
+    world.snapshots[name] = "vc.vm"
+
+    def refuse(_arg: Any) -> None:
+        if world.calls["remove_snapshot"] < tries:
+            raise ApplicationError("no permission", type="PermissionRefusedError", non_retryable=True)
+
+    world.hooks["remove_snapshot"] = refuse
+    vm = VmRef(
+        job_id="j", vcenter="vc", vc_guid="vc.vm", name="web-1", moref="vm-1", node="n1", media_agent="ma"
+    )
+    removal = RemovalInput(vm=vm, plan=SnapshotPlan(name=name, description="marker"), moref="snapshot-1")
+    async with running(client, world, sandboxed=False):
+        handle = await client.start_workflow(
+            "RemoveSnapshot", RemoveSnapshotInput(removal=removal), id=job_id, task_queue="commserve"
+        )
+        assert Removal.model_validate(await handle.result()).gone
+        last = client.get_workflow_handle(job_id)
+        shown: Any = await last.query("__temporal_workflow_metadata")
+        found = (await last.describe()).typed_search_attributes
+        runs = await _runs(client, job_id)
+    assert runs >= 2
+    assert f"Tried {tries} times" in shown.current_details
+    assert found.get(policies.BACKUP_STATUS) == "Removed"
+    assert not world.snapshots

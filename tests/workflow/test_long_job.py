@@ -19,7 +19,7 @@ from activities.commserve import CommServe
 from lab.temporal import TemporalServer
 from safehaul.messages.job import ChildRef, JobReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
 

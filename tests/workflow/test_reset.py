@@ -18,7 +18,7 @@ from temporalio.client import Client, WorkflowHandle
 
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workflows import policies
 from workflows.backup_job import BackupJob
 

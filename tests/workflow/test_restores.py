@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from safehaul.messages.restore import RestoreReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
 
 NEW = {"backup": "vc.1/b1", "name": "web restored", "datastore": "ds"}
 IN_PLACE = {"backup": "vc.1/b1", "in_place": True, "confirm": "web"}

@@ -18,7 +18,7 @@ from lab.processes import tool
 from safehaul.messages.job import JobReport
 from safehaul.messages.vm import VmOptions
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workflows import policies
 
 # The test server skips ten minutes in about five seconds, but now and then it stops skipping and real time goes by:

@@ -22,7 +22,7 @@ from temporalio.worker import WorkerDeploymentConfig
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workers.bootstrap import deployment
 from workflows.catalogue import WORKFLOWS
 

@@ -13,7 +13,7 @@ from safehaul.messages.disks import DiskCriteria, DiskSelection
 from safehaul.messages.job import DiscoverInput, Excluded, JobReport, OpenJobInput
 from safehaul.messages.steps import CheckTransportInput
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workflows import policies
 
 INLINE: dict[str, Any] = {

@@ -22,7 +22,7 @@ from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import JobRow
 from safehaul.messages.progress import JobProgress, TransferBeat
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workers.cli.job_list import ListedJob, ListedStatus, Wanted, visible
 from workers.cli.vm_looks import VmLook, VmLooks
 
@@ -129,7 +129,7 @@ async def test_a_step_that_fails_shows_its_reason_and_its_next_try(
         (look,) = await _seen(handle, VmLooks(client), lambda look: "busy" in look.trouble)
         assert look.step == 8
         assert look.waits_for.startswith("its next try, in ")
-        assert "of 6: the filer is busy" in look.trouble
+        assert "of 36: the filer is busy" in look.trouble
         fixed.set()
         await handle.result()
 

@@ -5,9 +5,6 @@ These are fakes, and named so: they stand for vCenter, filer and repository wher
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +22,6 @@ from safehaul.messages.job import (
     DiscoverInput,
     Discovery,
     DistributeInput,
-    Excluded,
     JobReport,
     JobSettings,
     JobStatus,
@@ -44,7 +40,6 @@ from safehaul.messages.job import (
 from safehaul.messages.plan import (
     PageInput,
     Plan,
-    PlannedVm,
     PlanPage,
     PlanQueue,
 )
@@ -77,44 +72,9 @@ from safehaul.messages.steps import (
     TransferResult,
     TransportReport,
 )
-from safehaul.messages.vm import VmOptions, VmReport
+from tests.workflow.world import World
 
 PAGE_VMS = 200
-
-
-class World:
-    """What the trivial steps pretend to work on, and what they did: thread-safe."""
-
-    def __init__(self, vm_count: int = 3, nodes: tuple[str, ...] = ("n1",), streams: int = 2) -> None:
-        self.vm_count, self.nodes, self.streams = vm_count, nodes, streams
-        self.stream_slots: int | None = None  # transfers at once; None: enough for all jobs
-        self.distribution = "dynamic"
-        self.power: dict[str, float] = {}  # node → power, as step 5 tells it
-        self.snapshots: dict[str, str] = {}  # name → VC.GUID, of snapshots that exist
-        self.calls: Counter[str] = Counter()
-        self.order: list[tuple[str, str]] = []
-        self.hooks: dict[str, Callable[[Any], object]] = {}
-        self.reports: dict[str, list[VmReport]] = {}
-        self.options = VmOptions(removal_handover_s=20)
-        self.failed: list[Excluded] = []  # as discovery tells them
-        self.transports = ["nas"]  # step 8's verdict for each disk of every VM
-        self.lock = threading.Lock()
-
-    def did(self, name: str, key: str, arg: Any) -> None:
-        """Note a call, and run the test's hook for it."""
-        with self.lock:
-            self.calls[name] += 1
-            self.order.append((name, key))
-        hook = self.hooks.get(name)
-        if hook is not None:
-            hook(arg)
-
-    def vms(self) -> list[PlannedVm]:
-        """The VMs of the plan."""
-        return [
-            PlannedVm(vc_guid=f"vc.{number:05d}", name=f"vm-{number:05d}", moref=f"vm-{number}")
-            for number in range(self.vm_count)
-        ]
 
 
 def _disk(number: int, transport: str) -> DiskTransport:
@@ -122,14 +82,6 @@ def _disk(number: int, transport: str) -> DiskTransport:
     disk = VmDisk(key=2000 + number, label=label, capacity_bytes=1 << 20, path=path)
     reason = "" if transport == "nas" else f"it is {transport}"
     return DiskTransport(disk=disk, transport=transport, reason=reason, format="flat")
-
-
-def wait_for_cancel(seconds: float = 30.0) -> None:
-    """A step's body that ends early when it is cancelled, and ignores the cancel."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not activity.is_cancelled():
-        activity.heartbeat()
-        time.sleep(0.02)
 
 
 def _defn(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -319,6 +271,8 @@ class TrivialNode:
     @_defn("remove_snapshot")
     def remove_snapshot(self, arg: RemovalInput) -> Removal:
         self.world.did("remove_snapshot", arg.vm.vc_guid, arg)
+        if self.world.removals is not None:
+            return self.world.removals(arg)
         with self.world.lock:
             self.world.snapshots.pop(arg.plan.name, None)
         return Removal(gone=True, moref=arg.moref)

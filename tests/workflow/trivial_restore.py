@@ -23,7 +23,8 @@ from safehaul.messages.restore import (
     RestoreSettings,
     RestoreStep,
 )
-from tests.workflow.trivial import World, _defn
+from tests.workflow.trivial import _defn
+from tests.workflow.world import World
 
 MIB = 1 << 20
 

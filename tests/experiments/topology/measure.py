@@ -21,7 +21,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from lab.temporal import TemporalServer
 from tests.experiments.topology.sharded import SHARD_VMS, Shard, ShardedJob
 from tests.workflow import conftest
-from tests.workflow.trivial import World, wait_for_cancel
+from tests.workflow.world import World, wait_for_cancel
 from workflows.catalogue import WORKFLOWS
 
 NODES, STREAMS = ("n1", "n2", "n3", "n4"), 10

@@ -43,7 +43,14 @@ from safehaul.messages.plan import (
     Plan,
     PlanPage,
 )
-from safehaul.messages.restore import RegisteredVm, RestoredDisk, RestoreKind, RestorePlan, RestoreSettings
+from safehaul.messages.restore import (
+    RegisteredVm,
+    RestoredDisk,
+    RestoredVm,
+    RestoreKind,
+    RestorePlan,
+    RestoreSettings,
+)
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
@@ -188,6 +195,7 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
     ),
     "write_vm_files": lambda _: None,
     "register_vm": lambda arg: RegisteredVm(moref="vm-0", vmx_path=f"{arg.plan.directory}/vm.vmx"),
+    "finish_vm": lambda _: RestoredVm(moref="vm-0", vc_guid="noop.vm"),
     "discard_restore": lambda _: None,
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lab.datacentre import DataCentre
-from lab.site import BACKUP_PRIVILEGES, BACKUP_USER, RESTORE_PRIVILEGES
+from lab.esx.api import FaultRule
 from tests.e2e.replaced import NODE, Replacing, role_of, tiny_site
 from tests.e2e.site import data_centre, differences, failure_of, run_job, start_restore, vm_of, wait_end
 
@@ -30,14 +30,13 @@ RESTORE_STEPS: dict[str, str] = {
     "restore_disk": r"the restore failed: .*noop restore_disk/vm\.vmdk does not exist",
     # the .vmx with a new identity, and the .nvram
     "write_vm_files": r"the restore failed: .*noop write_vm_files/vm\.vmx does not exist",
-    # the VM in vCenter's inventory, powered off; the marker is gone
-    "register_vm": r"'noop register_vm' is not in vCenter",
+    # the VM in vCenter's inventory, powered off
+    "register_vm": r"the restore failed: \[nfs-gold\] noop register_vm/vm\.vmx is not registered any more",
+    # the marker is gone
+    "finish_vm": r"safehaul-restore\.json is left behind",
     # nothing of a failed restore
     "discard_restore": r"'vm-flat\.vmdk', .* is left behind",
 }
-
-
-ALL_PRIVILEGES = [*BACKUP_PRIVILEGES, *RESTORE_PRIVILEGES]
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ def test_a_restore_step_that_does_nothing_is_missed(backed_up: BackedUp, name: s
     lab = backed_up.lab
     backed_up.replacing.replace(name)
     if name == "discard_restore":
-        _forbid_registration(lab)
+        _refuse_registration(lab)
     copy = f"noop {name}"
     try:
         found = list(_violations(backed_up, copy, _restore(backed_up, copy)))
     finally:
-        lab.hosts.set_user(BACKUP_USER, ALL_PRIVILEGES)
+        lab.hosts.clear_faults()
     assert any(re.search(RESTORE_STEPS[name], item) for item in found), found
 
 
@@ -85,19 +84,18 @@ def test_the_real_steps_pass_the_check(backed_up: BackedUp) -> None:
 def test_a_real_restore_that_fails_leaves_nothing(backed_up: BackedUp) -> None:
     """The control of `discard_restore`: the same failure, and nothing of it stays."""
     backed_up.replacing.restore()
-    _forbid_registration(backed_up.lab)
+    _refuse_registration(backed_up.lab)
     try:
-        failure = _restore(backed_up, "forbidden")
+        failure = _restore(backed_up, "refused")
     finally:
-        backed_up.lab.hosts.set_user(BACKUP_USER, ALL_PRIVILEGES)
-    assert "VirtualMachine.Inventory.Register" in failure
-    assert list(_violations(backed_up, "forbidden", failure)) == [f"the restore failed: {failure}"]
+        backed_up.lab.hosts.clear_faults()
+    assert "NotSupported" in failure
+    assert list(_violations(backed_up, "refused", failure)) == [f"the restore failed: {failure}"]
 
 
-def _forbid_registration(lab: DataCentre) -> None:
+def _refuse_registration(lab: DataCentre) -> None:
     """A restore that fails at its last step, with everything written."""
-    without = [item for item in ALL_PRIVILEGES if item != "VirtualMachine.Inventory.Register"]
-    lab.hosts.set_user(BACKUP_USER, without)
+    lab.hosts.add_fault(FaultRule(operation="RegisterVM", effect="fail", fault="NotSupported"))
 
 
 def _restore(backed_up: BackedUp, name: str) -> str:

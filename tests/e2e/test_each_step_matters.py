@@ -85,7 +85,6 @@ OF_THEIR_OWN = {"request_cancel", "report_unled_job", "reconcile", *RESTORE_STEP
 
 # Restores in place, of one disk, and by option: tests/e2e/test_restore.py looks at what they leave.
 OF_OTHER_RESTORES = {
-    "finish_vm",
     "power_on_vm",
     "open_disk_restore",
     "prepare_in_place",

@@ -1,4 +1,4 @@
-"""Records the histories that later versions must be able to replay: `python -m tests.replay.record [restores]`.
+"""Records the histories that later versions must be able to replay: `python -m tests.replay.record [KIND …]`.
 
 Run it when a new kind of history is worth keeping; never to make a failing replay pass: then `workflow.patched` is
 missing. The steps are the trivial ones of tests/workflow, the workflows and the server are real.
@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,29 @@ async def _crash_consistent(client: Client) -> None:
     await _save(client, child, "backup-vm-crash-consistent")
 
 
+async def _begun_anew(client: Client) -> None:
+    """A VM that has moved while it was read, and is backed up from a second snapshot."""
+    world, moves = World(vm_count=1), iter([True])
+
+    def move(_arg: Any) -> None:
+        if next(moves, False):
+            raise ApplicationError("the VM has moved", type="VmMovedError", non_retryable=True)
+
+    world.hooks["transfer_disk"] = move
+    async with running(client, world):
+        await _ended(await _job(client, "begun-anew", REQUEST))
+        child = (await _children(client, "begun-anew"))[0]
+    await _save(client, child, "backup-vm-begun-anew")
+
+
+async def _unequal_nodes(client: Client) -> None:
+    world = World(vm_count=6, nodes=("n1", "n2"), streams=2)
+    world.power = {"n1": 1.0, "n2": 3.0}
+    async with running(client, world):
+        await _ended(await _job(client, "unequal-nodes", REQUEST))
+    await _save(client, "unequal-nodes", "backup-job-unequal-nodes")
+
+
 async def _refused(client: Client) -> None:
     async with running(client, World(vm_count=0)):
         await _ended(await _job(client, "refused", {"group": "x"}))
@@ -179,7 +202,20 @@ async def _jobs(client: Client) -> None:
     await _stuck_removal(client)
     await _blocked_removal(client)
     await _crash_consistent(client)
+    await _begun_anew(client)
+    await _unequal_nodes(client)
     await _refused(client)
+
+
+async def _long_jobs(client: Client) -> None:
+    """The first run of a job that continues as new, and the last."""
+    world = World(vm_count=12, nodes=("n1", "n2"), streams=2)
+    async with running(client, world):
+        handle = await _job(client, "long", REQUEST)
+        first = handle.first_execution_run_id
+        await _ended(handle)
+    await _save(client, "long", "backup-job-continues-as-new", first)
+    await _save(client, "long", "backup-job-continued")
 
 
 NEW_VM = {"backup": "vc.1/b1", "name": "web restored", "datastore": "ds", "power_on": True}
@@ -216,22 +252,25 @@ async def _restores(client: Client) -> None:
             await _restore(client, kind, name, request, end=end)
 
 
-RECORDINGS = ("jobs", "restores")
+RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
+    "jobs": (_jobs, 0),
+    "long-jobs": (_long_jobs, 80),
+    "restores": (_restores, 0),
+}
+"""Each kind's recorder, and after how many events its server suggests to continue as new (0: after its own number)."""
 
 
 async def record(*wanted: str) -> None:
     """Record everything anew, or the histories of some kinds (`RECORDINGS`) only."""
     HISTORIES.mkdir(exist_ok=True)
-    server = TemporalServer(Path(tempfile.mkdtemp()), ui=False)
-    server.start()
-    try:
-        client = await Client.connect(server.address, data_converter=pydantic_data_converter)
-        if not wanted or "jobs" in wanted:
-            await _jobs(client)
-        if not wanted or "restores" in wanted:
-            await _restores(client)
-    finally:
-        server.stop()
+    for name in wanted or RECORDINGS:
+        recorder, events = RECORDINGS[name]
+        server = TemporalServer(Path(tempfile.mkdtemp()), ui=False, suggest_new_run_events=events)
+        server.start()
+        try:
+            await recorder(await Client.connect(server.address, data_converter=pydantic_data_converter))
+        finally:
+            server.stop()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def test_there_are_histories_of_every_ending() -> None:
         "backup-vm-cancelled-remove-snapshot",
         "backup-vm-removal-handed-over",
         "backup-vm-begun-anew",
+        "backup-job-continued",
         "backup-job-continues-as-new",
         "backup-job-unequal-nodes",
         "remove-snapshot-blocked",

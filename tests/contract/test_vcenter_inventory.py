@@ -187,6 +187,7 @@ def test_a_configuration_is_enough_for_a_restore(server: Server) -> None:
         assert frozen.disks[0].path == state.disks[0].parent_paths[0]
 
 
+@needs(Ability.SEARCH_ALL)
 def test_a_vm_is_found_by_the_second_half_of_its_vc_guid(server: Server) -> None:
     record = vm_named(server, PLAIN_VM)
     found = find_by_instance_uuid(server.connect(), instance_uuid_of(record.vc_guid))

@@ -50,6 +50,8 @@ class Ability(StrEnum):
     """Refuses a snapshot of a template."""
     NEW_NAME = "new name"
     """Registers a .vmx under a name that its files do not have."""
+    SEARCH_ALL = "search all"
+    """Finds every VM with an instanceUuid, and not one of them."""
     REGISTRATION_EVENT = "registration event"
     """Tells a registration as VmRegisteredEvent."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker, WorkerDeploymentConfig
 
 from activities.commserve import CommServe
@@ -39,9 +40,16 @@ def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServe
 
 
 @pytest.fixture
-async def client(temporal: TemporalServer) -> Client:
-    """A client of the server."""
-    return await Client.connect(temporal.address, data_converter=pydantic_data_converter)
+async def client(temporal: TemporalServer) -> AsyncIterator[Client]:
+    """A client of the server. What a test leaves running there ends with it.
+
+    A removal that is tried without limit would go on in the next test's workers, which share its queue.
+    """
+    connected = await Client.connect(temporal.address, data_converter=pydantic_data_converter)
+    yield connected
+    async for left in connected.list_workflows("ExecutionStatus = 'Running'"):
+        with suppress(RPCError):  # it has ended meanwhile
+            await connected.get_workflow_handle(left.id).terminate("its test has ended")
 
 
 RunWorld = Callable[[World], Any]

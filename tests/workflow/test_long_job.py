@@ -128,7 +128,7 @@ async def test_a_cancel_of_a_vm_that_comes_just_before_a_continue_as_new_is_not_
 
     world.hooks["ask_for_vm"] = silent
     world.hooks["ping"] = hold
-    world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(12) if arg.vm.name == BLOCKED else None
+    world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(60) if arg.vm.name == BLOCKED else None
     async with started(impatient, job_id, world) as job:
         await asyncio.wait_for(held.wait(), 20)
         before = await run_of(job)

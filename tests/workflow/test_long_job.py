@@ -80,7 +80,7 @@ async def test_a_child_that_dies_while_runs_are_short_is_noticed_long_before_the
     world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(60) if arg.vm.name == BLOCKED else None
     async with started(impatient, job_id, world) as job:
         await next_run(job, await run_of(job))
-        await _kill_blocked(job)
+        await _kill_blocked(job, world)
         await until(lambda: "vc.00000" not in world.snapshots.values(), 15)
         await job.signal("cancel")
         with pytest.raises(Exception, match=r"cancel|Workflow"):
@@ -103,7 +103,7 @@ async def test_without_the_reconciliation_that_death_stays_unseen(
     world.hooks["transfer_disk"] = lambda arg: wait_for_cancel(60) if arg.vm.name == BLOCKED else None
     async with started(impatient, job_id, world) as job:
         await next_run(job, await run_of(job))
-        child = await _kill_blocked(job)
+        child = await _kill_blocked(job, world)
         before = asked[child]
         await until(lambda: asked[child] >= before + 2)
         assert "vc.00000" in world.snapshots.values()
@@ -162,8 +162,9 @@ async def test_a_quiet_job_continues_as_new_too(
     assert not world.snapshots
 
 
-async def _kill_blocked(job: WorkflowHandle[Any, Any]) -> str:
-    """Terminate the workflow of the VM that does not get on; its id."""
+async def _kill_blocked(job: WorkflowHandle[Any, Any], world: World) -> str:
+    """Terminate the workflow of the VM that does not get on, once it holds its snapshot; its id."""
+    await until(lambda: "vc.00000" in world.snapshots.values())
     progress = await job.query(BackupJob.progress)
     child = next(vm.child_id for vm in progress.running if vm.name == BLOCKED)
     await _client(job).get_workflow_handle(child).terminate("killed by the test")

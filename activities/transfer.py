@@ -30,7 +30,7 @@ from safehaul.messages.steps import (
     VmRef,
 )
 from safehaul.vmdk.chain import DiskChain
-from safehaul.vsphere import inventory, vms
+from safehaul.vsphere import vms
 from safehaul.vsphere.names import parse_datastore_path
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
@@ -86,7 +86,7 @@ class Transfers:
         repository = self._peers.repository(arg.vm.media_agent)
         session = sessions.find_session(repository, arg.session.session_id)
         started = time.monotonic()
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        volumes = volumes_of(self._peers, arg.vm)
         self._must_stand(arg.vm, arg.snapshot.moref, [disk])
         watch = _Watch(self._peers, arg)
         with (
@@ -122,7 +122,7 @@ class Transfers:
         moved or reverted while it was read.
         """
         self._must_stand(arg.vm, arg.snapshot.moref, [item.disk for item in arg.disks])
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        volumes = volumes_of(self._peers, arg.vm)
         identities = {}
         for item in arg.disks:
             beat(item.disk.label)
@@ -201,7 +201,7 @@ class _Watch:
         disk = arg.transport.disk
         # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
         used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
-        for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
+        for volume in volumes_of(self._peers, arg.vm).values():
             if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
                 raise PolicyError(
                     f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from activities.disks import volumes_of
 from activities.peers import Peers
 from activities.selection import Forecast, check_not_empty, forecast, survey
 from safehaul.config.inline import inline_group
@@ -17,6 +16,7 @@ from safehaul.config.settings import Settings
 from safehaul.errors import InvalidInputError
 from safehaul.groups import Included, Selection, in_order
 from safehaul.messages.inventory import VmRecord
+from safehaul.vsphere.inventory import all_nas_volumes
 from workers.cli.output import Json, of, safe, say, show_json, size, table
 
 app = typer.Typer(no_args_is_help=True)
@@ -64,7 +64,7 @@ def preview(
     peers = Peers(settings)
     try:
         selection = survey(peers, chosen)
-        volumes = volumes_of(peers, chosen.vcenter)
+        volumes = all_nas_volumes(peers.vcenter(chosen.vcenter))
     finally:
         peers.close()
     included = [

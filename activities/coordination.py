@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 from activities.beat import beat
 from activities.catalog_rows import read_reports
+from activities.disks import must_be_nas
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import (
@@ -25,7 +27,7 @@ from activities.records import (
 )
 from safehaul import placement
 from safehaul.errors import PolicyError, SafehaulError
-from safehaul.messages.inventory import NasVolume
+from safehaul.messages.inventory import DatastoreRef, NasVolume, VmRecord
 from safehaul.messages.job import (
     Admission,
     AdmitInput,
@@ -49,6 +51,7 @@ from safehaul.messages.plan import (
 )
 from safehaul.messages.steps import AskInput
 from safehaul.vsphere import inventory
+from safehaul.vsphere.datastores import find_volume
 
 REPORT_ROWS = 200
 
@@ -83,16 +86,16 @@ class NodeCoordination:
         self._peers.repository(arg.settings.media_agent)
         check_lease(self._peers.repository(arg.settings.media_agent), arg.lease)
         self._peers.spool(self._node).prepare()
-        volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
+        volumes = inventory.all_nas_volumes(vcenter)
         reachable: list[str] = []
         unreachable: dict[str, str] = {}
-        for datastore in arg.datastores:
-            beat(datastore)
-            problem = self._try_export(datastore, volumes.get(datastore))
+        for datastore in arg.needed_datastores:
+            beat(datastore.key)
+            problem = self._try_export(datastore, volumes)
             if problem:
-                unreachable[datastore] = problem
+                unreachable[datastore.key] = problem
             else:
-                reachable.append(datastore)
+                reachable.append(datastore.key)
         return NodeAnswer(
             node=self._node,
             version=_version(),
@@ -116,13 +119,11 @@ class NodeCoordination:
             node=self._node, free_streams=1, load=os.getloadavg()[0], asked_at=datetime.now(UTC)
         )
 
-    def _try_export(self, datastore: str, volume: NasVolume | None) -> str:
+    def _try_export(self, datastore: DatastoreRef, volumes: Sequence[NasVolume]) -> str:
         """Why the datastore cannot be read from here, or an empty text."""
-        if volume is None:
-            return f"{self._node}: vCenter's hosts do not know a datastore {datastore!r}"
-        if not volume.is_nas:
-            return f"{self._node}: datastore {datastore!r} is {volume.type}, not NFS"
         try:
+            volume = find_volume(volumes, datastore)
+            must_be_nas(volume)
             with self._peers.open_export(volume) as export:
                 export.free_bytes()  # one small call, however many VMs the datastore holds
         except SafehaulError as error:  # one unreachable export leaves the others usable: it is reported
@@ -187,12 +188,13 @@ class JobCoordination:
         selected = read_vm_pages(repository, arg.job_id, arg.discovery.pages)
         records = [record for record in selected if record.vc_guid not in begun]
         gone = no_longer_selected(repository, arg, {record.vc_guid for record in selected} | begun)
-        volumes = {
-            volume.datastore
-            for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.settings.vcenter))
-            if volume.is_nas
-        }
-        placed = placement.place(records, arg.nodes, volumes, static=arg.settings.distribution == "static")
+        volumes = inventory.all_nas_volumes(self._peers.vcenter(arg.settings.vcenter))
+        placed = placement.place(
+            records,
+            arg.nodes,
+            _nas_keys(records, volumes),
+            static=arg.settings.distribution == "static",
+        )
         queues = [
             PlanQueue(
                 node=queue.node,
@@ -245,6 +247,14 @@ class JobCoordination:
             ended_at=datetime.now(UTC),
         )
         return write_job_report(repository, report)
+
+
+def _nas_keys(records: Sequence[VmRecord], volumes: Sequence[NasVolume]) -> set[str]:
+    """Keys of those of the VMs' datastores that are NAS."""
+    nas = [volume for volume in volumes if volume.is_nas]
+    morefs, names = {volume.moref for volume in nas}, {volume.datastore for volume in nas}
+    needed = [each for record in records for each in record.datastore_refs]
+    return {each.key for each in needed if (each.moref in morefs if each.moref else each.name in names)}
 
 
 def _capped(nodes: list[NodeAnswer], max_streams: int | None) -> list[NodeAnswer]:

@@ -38,6 +38,7 @@ class Discoverer:
         check_not_empty(selection, group)
         chosen = in_order(selection.included, group.order)
         wanted = [item.wanted for item in chosen]
+        needed = {each.key: each for record in wanted for each in record.datastore_refs}
         return Discovery(
             pages=write_vm_pages(self._peers.repository(arg.settings.media_agent), arg.job_id, wanted),
             vm_count=len(wanted),
@@ -46,6 +47,7 @@ class Discoverer:
             noteworthy=_noteworthy(chosen, selection)[:NOTEWORTHY_MAX],
             failed=_failed(selection),
             datastores=sorted({name for record in wanted for name in record.datastores}),
+            datastore_refs=sorted(needed.values(), key=lambda each: each.key),
         )
 
 

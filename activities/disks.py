@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from activities.peers import Peers
 from safehaul.errors import NotFoundError, UnsupportedError, VmMovedError
 from safehaul.messages.inventory import NasVolume, VmDisk
-from safehaul.messages.steps import FileIdentity
+from safehaul.messages.steps import FileIdentity, VmRef
 from safehaul.nas.datastores import DatastoreFiles
 from safehaul.nas.export import NasExport
 from safehaul.nas.paths import parse_datastore_path
@@ -17,11 +17,17 @@ from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import inventory
 
 Volumes = dict[str, NasVolume]
+"""Datastores by name, of one datacentre: a name means one datastore there, and may mean another elsewhere."""
 
 
-def volumes_of(peers: Peers, vcenter: str) -> Volumes:
-    """Every datastore that the vCenter's hosts know, by name."""
-    return {volume.datastore: volume for volume in inventory.all_nas_volumes(peers.vcenter(vcenter))}
+def volumes_of(peers: Peers, vm: VmRef) -> Volumes:
+    """The datastores that the paths of a VM and of its snapshots mean, by name."""
+    return by_name(inventory.volumes_of_vm(peers.vcenter(vm.vcenter), vm.moref))
+
+
+def by_name(volumes: Iterable[NasVolume]) -> Volumes:
+    """The datastores of one datacentre by name."""
+    return {volume.datastore: volume for volume in volumes}
 
 
 def nas_volume(volumes: Volumes, path: str) -> NasVolume:
@@ -29,10 +35,15 @@ def nas_volume(volumes: Volumes, path: str) -> NasVolume:
     name = parse_datastore_path(path).datastore
     volume = volumes.get(name)
     if volume is None:
-        raise NotFoundError(f"vCenter's hosts know no datastore {name!r}, which {path!a} names")
-    if not volume.is_nas:
-        raise UnsupportedError(f"datastore {name!r} is {volume.type}, not NFS")
+        raise NotFoundError(f"the VM's datacentre has no datastore {name!r}, which {path!a} names")
+    must_be_nas(volume)
     return volume
+
+
+def must_be_nas(volume: NasVolume) -> None:
+    """Raise UnsupportedError for a datastore that is not on NFS."""
+    if not volume.is_nas:
+        raise UnsupportedError(f"datastore {volume.datastore!r} is {volume.type}, not NFS")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from safehaul.errors import (
 )
 from safehaul.media.manifest import Manifest
 from safehaul.messages.hardware import VmHardware
+from safehaul.messages.inventory import NasVolume
 from safehaul.messages.restore import (
     CardReport,
     DiscardInput,
@@ -71,6 +72,7 @@ class Restores:
         settings, vcenter = ref.settings, self._peers.vcenter(ref.settings.vcenter)
         manifest = self._io.manifest(settings)
         hardware = hardware_of(manifest)
+        volume = self._io.volume(settings, None, settings.datastore)
         disks = [
             PlannedDisk(
                 key=disk.key,
@@ -85,18 +87,17 @@ class Restores:
             disks=disks,
             missing_disks=missing_disks(manifest),
             warnings=[*manifest.warnings, *_encryption_warnings(hardware)],
+            datastore_morefs={volume.datastore: volume.moref},
         )
-        place = _find_place(vcenter, settings)
+        place = _find_place(vcenter, settings, volume)
         chosen = _choose_networks(vcenter, place, hardware, settings)
         _require_privileges(vcenter, place, chosen, settings)
         if settings.mac is MacPolicy.KEEP:
             _require_free_addresses(vcenter, hardware)
         registration.refuse_existing(vcenter, place, f"{plan.directory}/{_VMX}", settings.name)
         _build_vmx(ref, plan, hardware, nvram_file="")
-        self._io.require_space(
-            settings.vcenter, settings.datastore, sum(disk.capacity_bytes for disk in disks)
-        )
-        with self._io.export(settings.vcenter, settings.datastore) as export:
+        self._io.require_space(volume, sum(disk.capacity_bytes for disk in disks))
+        with self._io.export(volume) as export:
             _claim_directory(export, ref)
         return plan
 
@@ -110,12 +111,13 @@ class Restores:
         """
         settings, path = arg.ref.settings, parse_datastore_path(arg.disk.path)
         started = time.monotonic()
-        with self._io.export(settings.vcenter, path.datastore) as export:
+        volume = self._io.volume(settings, arg.plan, path.datastore)
+        with self._io.export(volume) as export:
             if settings.kind is RestoreKind.NEW_VM:
                 _check_own(export, arg.ref)
             if arg.plan.new_directory:
                 _make_directory(export, path.directory)
-            done = self._io.write_and_compare(settings, arg.disk, export)
+            done = self._io.write_and_compare(settings, arg.disk, volume, export)
         return done.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
     @step("write_vm_files")
@@ -132,7 +134,7 @@ class Restores:
         )
         with (
             self._io.reader(settings) as reader,
-            self._io.export(settings.vcenter, settings.datastore) as export,
+            self._io.export(self._io.volume(settings, arg.plan, settings.datastore)) as export,
         ):
             _check_own(export, arg.ref)
             if nvram is not None:
@@ -147,8 +149,8 @@ class Restores:
         """
         settings, vcenter = arg.ref.settings, self._peers.vcenter(arg.ref.settings.vcenter)
         vmx_path = f"{arg.plan.directory}/{_VMX}"
-        place = _find_place(vcenter, settings)
-        known = registration.find_registered(vcenter, vmx_path)
+        place = _find_place(vcenter, settings, self._io.volume(settings, arg.plan, settings.datastore))
+        known = registration.find_registered(vcenter, vmx_path, place.datacenter_moref)
         moref = (
             known[0] if known else registration.register(vcenter, place, vmx_path, settings.name, keep_alive)
         )
@@ -163,10 +165,12 @@ class Restores:
         """
         settings, vcenter = arg.ref.settings, self._peers.vcenter(arg.ref.settings.vcenter)
         hardware = hardware_of(self._io.manifest(settings))
-        found = registration.find_registered(vcenter, f"{arg.plan.directory}/{_VMX}")
+        volume = self._io.volume(settings, arg.plan, settings.datastore)
+        place = _find_place(vcenter, settings, volume)
+        found = registration.find_registered(vcenter, f"{arg.plan.directory}/{_VMX}", place.datacenter_moref)
         if found is None:
             raise NotFoundError(f"{arg.plan.directory}/{_VMX} is not registered any more")
-        chosen = _choose_networks(vcenter, _find_place(vcenter, settings), hardware, settings)
+        chosen = _choose_networks(vcenter, place, hardware, settings)
         cards = networks.put_cards(vcenter, found[0], chosen, connect=settings.connect, heartbeat=keep_alive)
         if settings.mac is MacPolicy.KEEP:
             for card, nic in zip(cards, hardware.nics, strict=True):
@@ -175,7 +179,7 @@ class Restores:
                         f"mac: vCenter gave {card.label} the address {card.mac or '(none)'} and not {nic.mac}: "
                         "another VM has it"
                     )
-        with self._io.export(settings.vcenter, settings.datastore) as export:
+        with self._io.export(volume) as export:
             remove_quietly(export, f"{settings.name}/{MARKER}")
         return RestoredVm(
             moref=found[0],
@@ -196,12 +200,16 @@ class Restores:
         """
         settings = arg.ref.settings
         vcenter = self._peers.vcenter(settings.vcenter)
-        known = registration.find_registered(vcenter, f"[{settings.datastore}] {settings.name}/{_VMX}")
         try:
-            with self._io.export(settings.vcenter, settings.datastore) as export:
+            volume = self._io.volume(settings, arg.plan, settings.datastore)
+            known = registration.find_registered(
+                vcenter, f"[{settings.datastore}] {settings.name}/{_VMX}", volume.datacenter_moref
+            )
+            with self._io.export(volume) as export:
                 _discard(export, vcenter, arg.ref, known[0] if known else "")
-        except (NotFoundError, UnsupportedError, ConfigError):
-            # Without a plan: it ended because there is no such datastore or export, so nothing was written.
+        except (NotFoundError, UnsupportedError, ConfigError, InvalidInputError):
+            # Without a plan: it ended because there is no such datastore or export, or several of that name, so
+            # nothing was written.
             if arg.plan is not None:
                 raise
 
@@ -249,10 +257,11 @@ def missing_disks(manifest: Manifest) -> list[str]:
     return [f"{item.label}: {item.reason}" for item in manifest.skipped if item.kind == "disk"]
 
 
-def _find_place(vcenter: VCenter, settings: RestoreSettings) -> Place:
+def _find_place(vcenter: VCenter, settings: RestoreSettings, volume: NasVolume) -> Place:
     return registration.find_place(
         vcenter,
         settings.datastore,
+        datacenter=volume.datacenter_moref or settings.datacenter,
         folder=settings.folder,
         cluster=settings.cluster,
         resource_pool=settings.resource_pool,

@@ -36,6 +36,7 @@ class RestoreDesk:
             update={
                 "name": name,
                 "datastore": request.datastore or "",
+                "datacenter": request.datacenter,
                 "folder": request.folder,
                 "cluster": request.cluster,
                 "resource_pool": request.resource_pool,

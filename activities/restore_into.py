@@ -25,6 +25,7 @@ from safehaul.errors import (
     SafehaulError,
     UnsupportedError,
 )
+from safehaul.messages.inventory import VmRecord
 from safehaul.messages.restore import (
     CardReport,
     DiscardInput,
@@ -35,12 +36,13 @@ from safehaul.messages.restore import (
     RestoreKind,
     RestorePlan,
     RestoreRef,
+    RestoreSettings,
     RestoreStep,
 )
 from safehaul.nas.export import NasExport
 from safehaul.nas.paths import DatastorePath, parse_datastore_path
 from safehaul.vmdk.descriptor import MAX_DESCRIPTOR_BYTES, parse_descriptor
-from safehaul.vsphere import networks, privileges, vm_disks
+from safehaul.vsphere import inventory, networks, privileges, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.vm_disks import DiskChange
 from safehaul.vsphere.vms import vm_config, vm_state
@@ -77,6 +79,9 @@ class RestoresInto:
         planned, warnings = replacements(ref, manifest, vm_config(vcenter, vm.moref), state, set(taken))
         plan = RestorePlan(
             directory=str(parse_datastore_path(vm.vmx_path).parent),
+            datastore_morefs=_morefs(
+                vcenter, vm, [path for disk in planned for path in (disk.path, disk.replaces)]
+            ),
             disks=planned,
             vm_moref=vm.moref,
             vm_name=vm.name,
@@ -84,7 +89,7 @@ class RestoresInto:
             missing_disks=missing_disks(manifest),
             warnings=[*manifest.warnings, *warnings],
         )
-        self._require_space(settings.vcenter, plan)
+        self._require_space(settings, plan)
         return plan
 
     @step("prepare_disk")
@@ -107,8 +112,6 @@ class RestoresInto:
         controller, unit = vm_disks.free_place(vm_config(vcenter, vm.moref), set(taken), running=running)
         home = parse_datastore_path(vm.vmx_path).parent
         directory = DatastorePath(settings.datastore or home.datastore, home.relative)
-        with self._io.export(settings.vcenter, directory.datastore) as export:
-            new_directory = not _exists(export, directory.relative)
         planned = PlannedDisk(
             key=disk.key,
             label=disk.label,
@@ -119,14 +122,16 @@ class RestoresInto:
         )
         plan = RestorePlan(
             directory=str(directory),
+            datastore_morefs=_morefs(vcenter, vm, [planned.path]),
             disks=[planned],
             vm_moref=vm.moref,
             vm_name=vm.name,
             vc_guid=vm.vc_guid,
-            new_directory=new_directory,
         )
-        self._require_space(settings.vcenter, plan)
-        return plan
+        with self._io.export(self._io.volume(settings, plan, directory.datastore)) as export:
+            new_directory = not _exists(export, directory.relative)
+        self._require_space(settings, plan)
+        return plan.model_copy(update={"new_directory": new_directory})
 
     @step("switch_disks")
     def switch_disks(self, arg: RestoreStep) -> RestoredVm:
@@ -168,7 +173,7 @@ class RestoresInto:
                 continue
             keep_alive(disk.label)
             try:
-                self._remove_disk(arg.ref, disk.replaces)
+                self._remove_disk(arg, disk.replaces)
             except SafehaulError as error:  # told in the report: the restore itself is whole
                 removed.append(OldDisk(path=disk.replaces, reason=str(error)))
             else:
@@ -191,28 +196,30 @@ class RestoresInto:
             path = parse_datastore_path(disk.path)
             by_datastore[path.datastore] += [path, extent_of(path)]
         for datastore, paths in by_datastore.items():
-            user = vm_disks.named_by_vms(vcenter, datastore, [str(path) for path in paths])
+            volume = self._io.volume(arg.ref.settings, plan, datastore)
+            user = vm_disks.named_by_vms(vcenter, volume.moref, [str(path) for path in paths])
             if user:
                 raise PolicyError(
                     f"VM {user} has one of {', '.join(map(str, paths))}: detach it, then delete it"
                 )
-            with self._io.export(arg.ref.settings.vcenter, datastore) as export:
+            with self._io.export(volume) as export:
                 for path in paths:
                     keep_alive(path.name)
                     remove_quietly(export, path.relative)
                 if plan.new_directory and not _entries(export, paths[0].directory):
                     export.remove_directory(paths[0].directory)
 
-    def _require_space(self, vcenter: str, plan: RestorePlan) -> None:
+    def _require_space(self, settings: RestoreSettings, plan: RestorePlan) -> None:
         needed: Counter[str] = Counter()
         for disk in plan.disks:
             needed[parse_datastore_path(disk.path).datastore] += disk.capacity_bytes
         for datastore, needed_bytes in needed.items():
-            self._io.require_space(vcenter, datastore, needed_bytes)
+            self._io.require_space(self._io.volume(settings, plan, datastore), needed_bytes)
 
-    def _remove_disk(self, ref: RestoreRef, descriptor: str) -> None:
-        path, settings = parse_datastore_path(descriptor), ref.settings
-        with self._io.export(settings.vcenter, path.datastore) as export:
+    def _remove_disk(self, arg: RestoreStep, descriptor: str) -> None:
+        path, settings = parse_datastore_path(descriptor), arg.ref.settings
+        volume = self._io.volume(settings, arg.plan, path.datastore)
+        with self._io.export(volume) as export:
             if not _exists(export, path.relative):
                 return
             parsed = parse_descriptor(export.read_small(path.relative, MAX_DESCRIPTOR_BYTES), descriptor)
@@ -223,13 +230,22 @@ class RestoresInto:
             files = [path.sibling(name) for name in [*names, *([tracked] if tracked else [])]]
             everything = [path, *files]
             user = vm_disks.named_by_vms(
-                self._peers.vcenter(settings.vcenter), path.datastore, [str(each) for each in everything]
+                self._peers.vcenter(settings.vcenter), volume.moref, [str(each) for each in everything]
             )
             if user:
                 raise PolicyError(f"VM {user} still names it")
             # The descriptor goes last: without it a second run would not know the others.
             for each in [*files, path]:
                 remove_quietly(export, each.relative)
+
+
+def _morefs(vcenter: VCenter, vm: VmRecord, paths: list[str]) -> dict[str, str]:
+    """Which datastores the names in some paths of the VM mean: those of its datacentre. Raises NotFoundError."""
+    known = {volume.datastore: volume.moref for volume in inventory.volumes_of_vm(vcenter, vm.moref)}
+    named = {parse_datastore_path(path).datastore for path in paths if path}
+    for name in sorted(named - known.keys()):
+        raise NotFoundError(f"datastore: the datacentre of VM {vm.name!r} has no datastore {name!r}")
+    return {name: known[name] for name in named}
 
 
 def _give_back(vcenter: VCenter, plan: RestorePlan) -> None:

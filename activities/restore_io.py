@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from activities.beat import beat
-from activities.disks import nas_volume, volumes_of
+from activities.disks import must_be_nas
 from activities.peers import Peers
 from safehaul.errors import IntegrityError, NotFoundError, PolicyError
 from safehaul.media.manifest import BackupRef, Manifest, read_manifest
 from safehaul.media.reader import BackupReader, Hole
-from safehaul.messages.restore import PlannedDisk, RestoredDisk, RestoreSettings
+from safehaul.messages.inventory import DatastoreRef, NasVolume
+from safehaul.messages.restore import PlannedDisk, RestoredDisk, RestorePlan, RestoreSettings
 from safehaul.nas.export import NasExport
 from safehaul.nas.paths import DatastorePath, parse_datastore_path
 from safehaul.vmdk.new_disk import flat_descriptor
+from safehaul.vsphere import inventory
+from safehaul.vsphere.datastores import find_volume
 
 COMPARE_BYTES = 4 * 1024 * 1024
 DESCRIPTOR_SUFFIX = ".vmdk"
@@ -41,39 +44,48 @@ class RestoreIo:
         finally:
             reader.close()
 
+    def volume(self, settings: RestoreSettings, plan: RestorePlan | None, datastore: str) -> NasVolume:
+        """The datastore that a name in the restore's paths means: the one that its plan recorded.
+
+        Raises NotFoundError (there is none), InvalidInputError (several datacentres have one, and none is named).
+        """
+        moref = plan.datastore_morefs.get(datastore, "") if plan is not None else ""
+        wanted = DatastoreRef(name=datastore, moref=moref, datacenter=settings.datacenter)
+        return find_volume(inventory.all_nas_volumes(self._peers.vcenter(settings.vcenter)), wanted)
+
     @contextmanager
-    def export(self, vcenter: str, datastore: str) -> Iterator[NasExport]:
+    def export(self, volume: NasVolume) -> Iterator[NasExport]:
         """A fresh connection to a datastore's export for restores.
 
-        Raises NotFoundError (no such datastore), UnsupportedError (not NAS), ConfigError (no export for restores).
+        Raises UnsupportedError (not NAS), ConfigError (no export for restores).
         """
-        volume = nas_volume(volumes_of(self._peers, vcenter), f"[{datastore}] x")
+        must_be_nas(volume)
         with self._peers.open_export(volume, writable=True) as export:
             yield export
 
-    def require_space(self, vcenter: str, datastore: str, needed_bytes: int) -> None:
+    def require_space(self, volume: NasVolume, needed_bytes: int) -> None:
         """Raise PolicyError when the datastore has less free space, or as `export`."""
-        with self.export(vcenter, datastore) as export:
+        with self.export(volume) as export:
             free = export.free_bytes()
         if free < needed_bytes:
             raise PolicyError(
-                f"datastore {datastore!r} has {free:,} bytes free, the restore needs {needed_bytes:,}: "
+                f"datastore {volume.datastore!r} has {free:,} bytes free, the restore needs {needed_bytes:,}: "
                 "free space, or restore to another datastore"
             )
 
     def write_and_compare(
-        self, settings: RestoreSettings, disk: PlannedDisk, export: NasExport
+        self, settings: RestoreSettings, disk: PlannedDisk, volume: NasVolume, export: NasExport
     ) -> RestoredDisk:
         """Write one disk as a flat extent with its descriptor, read all of it back over a fresh connection, compare.
 
-        The descriptor comes last. Raises IntegrityError, or as the export.
+        `export` is the volume's, open. The descriptor comes last. Raises IntegrityError, or as the export.
         """
         path = parse_datastore_path(disk.path)
         extent = extent_of(path)
         with self.reader(settings) as reader:
             written = _write_disk(export, extent.relative, reader, disk)
         # A fresh connection: what is compared comes from the filer, not from a client's cache.
-        with self.reader(settings) as reader, self.export(settings.vcenter, path.datastore) as fresh:
+        with self.reader(settings) as reader, self.export(volume) as fresh:
             compared = _compare_disk(fresh, extent.relative, reader, disk)
             descriptor = flat_descriptor(extent.name, disk.capacity_bytes, uuid=disk.uuid)
             write_file(fresh, path.relative, descriptor)

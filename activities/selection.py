@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from activities.disks import Volumes, why_not_nas
+from activities.disks import Volumes, by_name, why_not_nas
 from activities.peers import Peers
 from safehaul.config.models import VmGroup
 from safehaul.disk_filters import DESELECTED
 from safehaul.errors import PolicyError, SafehaulError
 from safehaul.groups import Included, Selection, details_of, select
-from safehaul.messages.inventory import VmDisk
+from safehaul.messages.inventory import NasVolume, VmDisk
 from safehaul.vsphere import inventory
 
 
@@ -51,8 +51,13 @@ class Forecast:
         return sum(disk.capacity_bytes for disk in self.disks if disk.transport == "nas")
 
 
-def forecast(item: Included, group: VmGroup, volumes: Volumes) -> Forecast:
-    """What a job would make of an included VM, before anything is done to it. Asks nobody."""
+def forecast(item: Included, group: VmGroup, all_volumes: Sequence[NasVolume]) -> Forecast:
+    """What a job would make of an included VM, before anything is done to it. Asks nobody.
+
+    `all_volumes`: the whole vCenter's datastores, of which the VM's names mean those of its own datacentre.
+    """
+    own = item.record.datastore_morefs.values()
+    volumes = by_name(inventory.volumes_around(all_volumes, own))
     disks = [_disk_forecast(disk, volumes) for disk in item.disks.selected]
     disks += [
         DiskForecast(disk.key, disk.label, disk.capacity_bytes, DESELECTED, reason)

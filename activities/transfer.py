@@ -6,18 +6,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from activities.beat import beat
-from activities.disks import check_same, identity_of, open_disk, volumes_of
+from activities.disks import Volumes, check_same, identity_of, open_disk, volumes_of
 from activities.errors import step
+from activities.hold import check_hold
 from activities.peers import Peers
-from safehaul.errors import IntegrityError, NotFoundError, PolicyError, SnapshotLostError, VmMovedError
+from safehaul.errors import IntegrityError, NotFoundError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, sessions
 from safehaul.media.disk_map import DiskMap
 from safehaul.media.files import FileWriter
 from safehaul.media.writer import DiskWriter
-from safehaul.messages.inventory import VmDisk
+from safehaul.messages.inventory import VmDisk, VmState
 from safehaul.messages.progress import TransferBeat
 from safehaul.messages.steps import (
     FinishInput,
@@ -30,8 +30,7 @@ from safehaul.messages.steps import (
     VmRef,
 )
 from safehaul.vmdk.chain import DiskChain
-from safehaul.vsphere import inventory, vms
-from safehaul.vsphere.names import parse_datastore_path
+from safehaul.vsphere import vms
 
 # Two buffers a stream: one is read into while the other is hashed and compressed.
 READ_BYTES = 8 * 1024 * 1024
@@ -86,9 +85,11 @@ class Transfers:
         repository = self._peers.repository(arg.vm.media_agent)
         session = sessions.find_session(repository, arg.session.session_id)
         started = time.monotonic()
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
-        self._must_stand(arg.vm, arg.snapshot.moref, [disk])
-        watch = _Watch(self._peers, arg)
+        volumes = volumes_of(self._peers, arg.vm)
+        now = self._must_stand(arg.vm, arg.snapshot.moref, [disk])
+        watch = _Watch(self._peers, arg, now.disks)
+        # The VM may have waited for this stream for hours, or its disks may each take less than a look's time.
+        watch.judge(volumes)
         with (
             _vanished_is_moved(arg.vm, disk),
             open_disk(self._peers, volumes, disk) as source,
@@ -122,7 +123,7 @@ class Transfers:
         moved or reverted while it was read.
         """
         self._must_stand(arg.vm, arg.snapshot.moref, [item.disk for item in arg.disks])
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        volumes = volumes_of(self._peers, arg.vm)
         identities = {}
         for item in arg.disks:
             beat(item.disk.label)
@@ -132,7 +133,7 @@ class Transfers:
             identities[str(item.disk.key)] = now
         return ReadingDone(disk_identities=identities, snapshot_moref=arg.snapshot.moref)
 
-    def _must_stand(self, vm: VmRef, snapshot_moref: str, disks: list[VmDisk]) -> None:
+    def _must_stand(self, vm: VmRef, snapshot_moref: str, disks: list[VmDisk]) -> VmState:
         """The snapshot is there, and its disks are where step 8 found them; both never come back by waiting."""
         state = vms.vm_state(self._peers.vcenter(vm.vcenter), vm.moref)
         if all(node.moref != snapshot_moref for node in state.snapshots):
@@ -151,6 +152,7 @@ class Transfers:
                     f"{disk.label} of VM {vm.name!r} was moved from {disk.path!a} to {where[0]!a} while it was "
                     "backed up (Storage vMotion): keep the VM in place during its backup"
                 )
+        return state
 
     def _previous(self, arg: TransferInput, disk: VmDisk) -> DiskMap | None:
         """The same disk's map in the VM's last backup: tells what has not changed."""
@@ -166,11 +168,13 @@ class Transfers:
 
 
 class _Watch:
-    """Heartbeats, and looks now and then whether the snapshot may still be held (vmware-facts 15)."""
+    """Heartbeats, and looks now and then whether the snapshot may still be held."""
 
-    def __init__(self, peers: Peers, arg: TransferInput) -> None:
+    def __init__(self, peers: Peers, arg: TransferInput, disks: list[VmDisk]) -> None:
+        """`disks`: all of the VM's."""
         self._peers = peers
         self._arg = arg
+        self._disks = disks
         self._due = time.monotonic() + WATCH_EVERY_S
 
     def waits(self, done_bytes: int, waits_for: str) -> None:
@@ -191,22 +195,12 @@ class _Watch:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + WATCH_EVERY_S
+        self.judge(volumes_of(self._peers, self._arg.vm))
+
+    def judge(self, volumes: Volumes) -> None:
+        """As `look`, at once and by what is known of the datastores."""
         arg = self._arg
-        held_s = (datetime.now(UTC) - arg.snapshot_created_at).total_seconds()
-        if held_s > arg.options.max_hold_s:
-            raise PolicyError(
-                f"the snapshot of VM {arg.vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
-                f"{arg.options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
-            )
-        disk = arg.transport.disk
-        # A guest's writes go to a redo log beside the disk that it had, wherever in the chain that lies.
-        used = {parse_datastore_path(path).datastore for path in (disk.path, *disk.parent_paths)}
-        for volume in inventory.all_nas_volumes(self._peers.vcenter(arg.vm.vcenter)):
-            if volume.datastore in used and volume.free_bytes < arg.options.min_free_bytes:
-                raise PolicyError(
-                    f"datastore {volume.datastore!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
-                    f"{arg.options.min_free_bytes:,}: the snapshot of VM {arg.vm.name!r} is removed"
-                )
+        check_hold(arg.vm, arg.options, arg.snapshot_created_at, self._disks, volumes)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Transport:
         chain that contradicts itself, a VM that moved.
         """
         hardware = vms.snapshot_config(self._peers.vcenter(arg.vm.vcenter), arg.snapshot.moref)
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        volumes = volumes_of(self._peers, arg.vm)
         disks: list[DiskTransport] = []
         for disk in hardware.disks:
             beat(disk.label)
@@ -75,7 +75,7 @@ class Transport:
         spool stays full, the .vmx cannot be read.
         """
         state = vms.vm_state(self._peers.vcenter(arg.vm.vcenter), arg.vm.moref)
-        volumes = volumes_of(self._peers, arg.vm.vcenter)
+        volumes = volumes_of(self._peers, arg.vm)
         spool = self._peers.spool(arg.vm.node)
         chosen = choose(state.files, spool.limit_bytes, arg.unread)
         files: list[SpooledFile] = []

@@ -304,6 +304,7 @@ min_free_bytes = "{self._min_free}"
             f'name = "{store.name}"',
             f'remote_hosts = ["{store.remote_host}"]',
             f'remote_path = "{store.remote_path}"',
+            *([f'datacenter = "{store.datacenter}"'] if store.datacenter else []),
             # JSON's texts, numbers and truth values are TOML's too.
             *(f"{key} = {json.dumps(value)}" for key, value in place.items()),
         ]

@@ -122,8 +122,9 @@ def place(
 ) -> Placement:
     """Step 5: distribute discovered VMs, given in the group's order, to the nodes that were admitted.
 
-    A VM needs a node that reaches all of its datastores among `nas_datastores`; its disks elsewhere are skipped
-    later, with their own reason. Dynamic: one common queue, in which each VM names the nodes that it may go to.
+    A VM needs a node that reaches all of its datastores among `nas_datastores` (keys of `DatastoreRef`); its disks
+    elsewhere are skipped later, with their own reason. Dynamic: one common queue, in which each VM names the
+    nodes that it may go to.
 
     Raises:
         InvalidInputError: a node or a VC.GUID is given twice.
@@ -206,7 +207,7 @@ def _offer(answer: NodeAnswer) -> NodeOffer:
 
 
 def _demand(record: VmRecord, nas_datastores: frozenset[str]) -> VmDemand:
-    needed = tuple(sorted(nas_datastores.intersection(record.datastores)))
+    needed = tuple(sorted(nas_datastores.intersection(each.key for each in record.datastore_refs)))
     return VmDemand(vc_guid=record.vc_guid, capacity_bytes=record.capacity_bytes, exports=needed)
 
 

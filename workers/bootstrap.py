@@ -13,7 +13,6 @@ from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, TLSConfig
 from temporalio.worker import Interceptor, Worker, WorkerDeploymentConfig
@@ -21,6 +20,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from safehaul.config.settings import Settings
 from safehaul.errors import ConfigError, ConnectionLostError
+from workers.converter import DATA_CONVERTER
 from workers.telemetry import interceptors, runtime
 from workflows import policies
 
@@ -52,7 +52,7 @@ async def connect(settings: Settings, role: str = "safehaul") -> Client:
         return await Client.connect(
             temporal.address,
             namespace=temporal.namespace,
-            data_converter=pydantic_data_converter,
+            data_converter=DATA_CONVERTER,
             tls=tls,
             api_key=temporal.api_key.resolve().get_secret_value() if temporal.api_key else None,
             identity=identity(role),

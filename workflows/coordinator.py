@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
         Admission,
         AdmitInput,
         ChooseInput,
+        Discovery,
         JobSettings,
         Lease,
         LeaseInput,
@@ -96,7 +97,7 @@ class Coordinator:
             f"Step 3 · {self.name} takes the job's lease",
         )
 
-    async def initialise_nodes(self, datastores: list[str]) -> Admission:
+    async def initialise_nodes(self, discovery: Discovery) -> Admission:
         """Step 4: every node that answered prepares itself; the coordinator admits those that are fit."""
         settings, job_id = self.known_settings, workflow.info().first_execution_run_id
         nodes = [node for node in settings.access_nodes if node not in self.silent_nodes]
@@ -104,7 +105,12 @@ class Coordinator:
             *(
                 _prepare(
                     PrepareInput(
-                        job_id=job_id, node=node, settings=settings, datastores=datastores, lease=self.lease
+                        job_id=job_id,
+                        node=node,
+                        settings=settings,
+                        datastores=discovery.datastores,
+                        datastore_refs=discovery.datastore_refs,
+                        lease=self.lease,
                     )
                 )
                 for node in nodes

@@ -117,7 +117,7 @@ class Planner:
     async def _distribute(self, settings: JobSettings, discovery: Discovery, summary: str) -> Plan:
         # Step 4
         self._tell("initialising the access nodes")
-        admission = await self._coordinator.initialise_nodes(discovery.datastores)
+        admission = await self._coordinator.initialise_nodes(discovery)
         # Step 5
         self._tell("distributing the VMs")
         state = self._ledger.state

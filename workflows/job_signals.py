@@ -12,6 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.job import CancelVmRequest, ChildRef, VmFinished
     from safehaul.messages.ledger import JobState
     from safehaul.messages.plan import PlannedVm
+    from safehaul.messages.unreadable import Unreadable
     from safehaul.messages.vm import VmStatus
     from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import describe
@@ -100,6 +101,8 @@ class Mailbox:
             raise InvalidInputError(
                 f'signal cancel_vm: takes one input like {{"vm": "NAME"}}, got {len(raw)}'
             )
+        if isinstance(raw[0], Unreadable):
+            raise InvalidInputError(f"signal cancel_vm: its input cannot be read: {raw[0].reason}")
         try:
             wanted = CancelVmRequest.model_validate(raw[0]).vm
         except ValidationError as error:

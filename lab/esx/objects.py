@@ -128,6 +128,8 @@ class Datastore(Model):
     name: str
     folder: str = ""
     """Moref of the datacentre's datastore folder; empty for the first datacentre's."""
+    shown_as: str = ""
+    """The name that vCenter tells; empty: `name`, which is unique in the lab."""
     type: Literal["NFS", "NFS41", "VMFS"]
     remote_host: str = ""
     remote_hosts: list[str] = Field(default_factory=list)
@@ -140,6 +142,11 @@ class Datastore(Model):
     accessible: bool = True
     maintenance: bool = False
     changed: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The name that vCenter tells: unique in its datacentre only."""
+        return self.shown_as or self.name
 
 
 class Backing(Model):

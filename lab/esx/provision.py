@@ -46,6 +46,10 @@ def _check(site: Site) -> None:
         if item.datacenter not in homes:
             message = f"{item.name!r} is in datacentre {item.datacenter!r}, which the site does not have"
             raise ValueError(message)
+    shown = [(each.datacenter or site.datacenter, each.shown_as or each.name) for each in site.datastores]
+    if len(set(shown)) != len(shown):
+        message = "two datastores of one datacentre have the same name"
+        raise ValueError(message)
     names = {datastore.name for datastore in site.datastores}
     for vm in site.vms:
         unknown = {vm.datastore, *(disk.datastore or vm.datastore for disk in vm.disks)} - names
@@ -117,6 +121,7 @@ def _datastore(spec: DatastoreSpec, moref: str, state_dir: Path, folder: str) ->
         moref=moref,
         name=spec.name,
         folder=folder,
+        shown_as=spec.shown_as,
         type=spec.type,
         remote_host=spec.remote_host if nas else "",
         remote_hosts=[spec.remote_host] if nas else [],

@@ -11,7 +11,9 @@ from lab.esx.objects import SECTOR_BYTES, ConnectionState
 
 
 class DatastoreSpec(Model):
-    """A datastore; NFS and NFS41 need the remote fields."""
+    """A datastore; NFS and NFS41 need the remote fields. `shown_as` is the name that vCenter tells, by default `name`,
+    by which the hosts know it: two datacentres may each have a datastore of one name.
+    """
 
     name: str
     type: Literal["NFS", "NFS41", "VMFS"]
@@ -20,6 +22,7 @@ class DatastoreSpec(Model):
     security_type: str = "AUTH_SYS"
     capacity_bytes: int = 20 * 1024**3
     datacenter: str = ""
+    shown_as: str = ""
 
 
 class DiskSpec(Model):

@@ -99,12 +99,12 @@ def datastore_node(datastore: Datastore, state: State, vms: list[Any]) -> Node:
     reference = vim.Datastore(datastore.moref)
     builders = {
         **entity_properties(
-            datastore.name, vim.Folder(datastore.folder or state.datacenter.datastore_folder)
+            datastore.shown, vim.Folder(datastore.folder or state.datacenter.datastore_folder)
         ),
         "info": lambda: _datastore_info(datastore),
         "summary": lambda: vim.Datastore.Summary(
             datastore=reference,
-            name=datastore.name,
+            name=datastore.shown,
             url=_url(datastore),
             capacity=datastore.capacity_bytes,
             freeSpace=max(0, datastore.free_bytes),
@@ -139,7 +139,7 @@ def nas_volume(datastore: Datastore) -> Any:
     names = datastore.remote_hosts or ([datastore.remote_host] if datastore.type == "NFS41" else [])
     return vim.host.NasVolume(
         type=datastore.type,
-        name=datastore.name,
+        name=datastore.shown,
         capacity=datastore.capacity_bytes,
         remoteHost=datastore.remote_host,
         remotePath=datastore.remote_path,
@@ -152,7 +152,7 @@ def nas_volume(datastore: Datastore) -> Any:
 def _vmfs_volume(datastore: Datastore) -> Any:
     return vim.host.VmfsVolume(
         type="VMFS",
-        name=datastore.name,
+        name=datastore.shown,
         capacity=datastore.capacity_bytes,
         blockSizeMb=1,
         blockSize=1024,
@@ -188,7 +188,7 @@ def _url(datastore: Datastore) -> str:
 
 def _datastore_info(datastore: Datastore) -> Any:
     common: dict[str, Any] = {
-        "name": datastore.name,
+        "name": datastore.shown,
         "url": _url(datastore),
         "freeSpace": max(0, datastore.free_bytes),
         "maxFileSize": _MAX_FILE_BYTES,

@@ -7,12 +7,14 @@ from typing import Any
 
 from pyVmomi import vim
 
-from lab.esx.api import DirectoryEntry, Vm
+from lab.esx.api import Datastore, DirectoryEntry, Vm
 from lab.esx.client import HostFault
+from lab.vcenter.datastore_names import datacenter_of
 from lab.vcenter.dispatch import Invocation, Registry
 from lab.vcenter.events import query_events
 from lab.vcenter.faults import fault_named, invalid_argument
 from lab.vcenter.names import unescaped
+from lab.vcenter.reflect import moid_of
 from lab.vcenter.views import children_of
 
 _MAX_DIRECTORIES = 2000
@@ -62,9 +64,12 @@ def _find_all_by_uuid(invocation: Invocation) -> list[Any]:
 
 
 def _find_by_datastore_path(invocation: Invocation) -> Any:
-    wanted = invocation.arg("path", "")
-    vms = invocation.scope.inventory.vms.values()
-    return next((vim.VirtualMachine(vm.moref) for vm in vms if vm.vmx_path == wanted), None)
+    wanted, datacenter = invocation.arg("path", ""), moid_of(invocation.arg("datacenter"))
+    inventory = invocation.scope.inventory
+    for vm in inventory.vms.values():
+        if vm.vmx_path == wanted and datacenter_of(inventory.state, vm.parent).moref == datacenter:
+            return vim.VirtualMachine(vm.moref)
+    return None
 
 
 def _find_by_inventory_path(invocation: Invocation) -> Any:
@@ -121,23 +126,30 @@ def _search(invocation: Invocation, method: str, *, recursive: bool) -> Any:
         error = fault_named(fault.type, fault.message, fault.fields)
     description = "DatastoreBrowser.searchSubFolders" if recursive else "DatastoreBrowser.search"
     return invocation.vcenter.local_tasks.finished(
-        method, description, datastore, user=invocation.user, result=result, error=error
+        method,
+        description,
+        vim.Datastore(datastore.moref),
+        user=invocation.user,
+        result=result,
+        error=error,
     )
 
 
-def _datastore_of(invocation: Invocation, path: str) -> Any:
+def _datastore_of(invocation: Invocation, path: str) -> Datastore:
     """The datastore that a path names; it must be one that this browser shows."""
     if not path.startswith("[") or "]" not in path:
         raise vim.fault.InvalidDatastorePath(msg=f"Invalid datastore path {path!r}", datastorePath=path)
     name = path[1 : path.index("]")]
-    shown = invocation.scope.need(invocation.target).value("datastore")
-    reference = invocation.scope.inventory.datastore_reference(name)
-    if reference is None or reference not in shown:
+    shown = {moid_of(each) for each in invocation.scope.need(invocation.target).value("datastore")}
+    stores = invocation.scope.inventory.state.datastores
+    found = next((each for each in stores if each.shown == name and each.moref in shown), None)
+    if found is None:
         raise vim.fault.InvalidDatastorePath(msg=f"No such datastore: {name!r}", datastorePath=path)
-    return reference
+    return found
 
 
-def _walk(invocation: Invocation, path: str, datastore: Any, *, recursive: bool) -> list[Any]:
+def _walk(invocation: Invocation, path: str, datastore: Datastore, *, recursive: bool) -> list[Any]:
+    reference = vim.Datastore(datastore.moref)
     spec = invocation.arg("searchSpec") or _BROWSER.SearchSpec()
     results: list[Any] = []
     pending, files = [path], 0
@@ -145,12 +157,14 @@ def _walk(invocation: Invocation, path: str, datastore: Any, *, recursive: bool)
         folder = pending.pop(0)
         if len(results) >= _MAX_DIRECTORIES or files >= _MAX_FILES:
             raise invalid_argument("datastorePath", "the search finds too much; search below a directory")
-        entries = sorted(invocation.vcenter.hosts.list_directory(folder), key=lambda each: each.path)
+        inside = folder[folder.index("]") :]
+        listed = invocation.vcenter.hosts.list_directory(f"[{datastore.name}{inside}")
+        entries = sorted(listed, key=lambda each: each.path)
         if recursive:
             pending += [_joined(folder, each.path) + "/" for each in entries if each.directory]
         chosen = [_file_info(each, spec) for each in entries if _is_wanted(each, spec)]
         files += len(chosen)
-        results.append(_BROWSER.SearchResults(datastore=datastore, folderPath=folder, file=chosen))
+        results.append(_BROWSER.SearchResults(datastore=reference, folderPath=folder, file=chosen))
     return results
 
 

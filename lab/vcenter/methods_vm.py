@@ -8,6 +8,7 @@ from pyVmomi import vim
 
 from lab.esx.api import AddDisk, ReconfigSpec, TaskStarted
 from lab.vcenter.cards import edit_of, network_reference
+from lab.vcenter.datastore_names import datacenter_of, host_path
 from lab.vcenter.dispatch import DropConnection, Invocation, Registry
 from lab.vcenter.faults import invalid_argument, no_permission, not_supported
 from lab.vcenter.names import unescaped
@@ -122,11 +123,11 @@ def _register_vm(invocation: Invocation) -> Any:
     name = invocation.arg("name")
     return _started(
         invocation.vcenter.hosts.register(
-            invocation.arg("path", ""),
+            _host_path(invocation, moid_of(invocation.target), invocation.arg("path", "")),
             name=unescaped(name) if name else None,
             folder=moid_of(invocation.target),
             resource_pool=moid_of(pool) if pool is not None else None,
-            host=moid_of(host) if host is not None else None,
+            host=moid_of(host) if host is not None else _host_of(invocation, pool),
             as_template=template,
             user=invocation.user,
         )
@@ -145,6 +146,9 @@ def _reconfigure(invocation: Invocation) -> Any:
     )
     for device_change in spec.deviceChange:
         _add_device_change(change, device_change)
+    home = invocation.scope.inventory.vm(invocation.target).parent
+    for disk in change.add_disks:
+        disk.path = _host_path(invocation, home, disk.path)
     for privilege in _needed(change):
         invocation.scope.demand(privilege, invocation.target)
     for edit in change.edit_nics:
@@ -159,6 +163,23 @@ def _reconfigure(invocation: Invocation) -> Any:
     return _started(
         invocation.vcenter.hosts.reconfigure(moid_of(invocation.target), change, user=invocation.user)
     )
+
+
+def _host_of(invocation: Invocation, pool: Any) -> str | None:
+    """A host of the pool's cluster: where vCenter puts a VM that asks for none."""
+    if pool is None:
+        return None
+    wanted = moid_of(pool)
+    for cluster in invocation.scope.inventory.state.clusters:
+        if wanted in {cluster.resource_pool, *(each.moref for each in cluster.pools)}:
+            return cluster.hosts[0]
+    return None
+
+
+def _host_path(invocation: Invocation, folder: str, path: str) -> str:
+    """A client's path as the hosts know it: it means a datastore of the VM folder's datacentre."""
+    state = invocation.scope.inventory.state
+    return host_path(state, datacenter_of(state, folder), path)
 
 
 def _needed(change: ReconfigSpec) -> list[str]:

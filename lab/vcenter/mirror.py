@@ -7,6 +7,7 @@ import time
 
 from lab.esx.api import State, Task, Vm
 from lab.esx.client import HostClient, HostUnreachableError
+from lab.vcenter.datastore_names import shown_vms
 from lab.vcenter.inventory import Inventory, Projections
 
 _RESTART_S = 5.0
@@ -67,7 +68,7 @@ class Mirror:
     def _merged(self, known: Inventory | None, state: State) -> Inventory:
         vms: dict[str, Vm] = dict(known.vms) if known else {}
         tasks: dict[str, Task] = dict(known.tasks) if known else {}
-        vms.update((each.moref, each) for each in state.vms)
+        vms.update((each.moref, each) for each in shown_vms(state.vms, state.datastores))
         tasks.update((each.id, each) for each in state.tasks)
         vms = {moref: vms[moref] for moref in state.vm_morefs if moref in vms}
         tasks = {key: tasks[key] for key in state.task_ids if key in tasks}

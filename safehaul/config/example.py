@@ -37,6 +37,7 @@ ca_file = "/etc/safehaul/vcenter-ca.pem"
 name = "nas-1"
 remote_hosts = ["10.20.0.5", "nas-1.example.net"] # as the hosts name the filer
 remote_path = "/vol/datastore1"                   # as the hosts name the export
+datacenter = ""                                   # only its datastores, where it is another filer elsewhere
 address = "10.30.0.5"                             # what access nodes dial; empty: the first remote host
 path = ""                                         # what they mount there; empty: remote_path
 version = "auto"                                  # "auto" (as the host), "3" or "4.1"

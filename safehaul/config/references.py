@@ -65,19 +65,23 @@ def _duplicates(data: Mapping[str, Any], table: str) -> Iterator[tuple[Location,
 
 def _same_export_twice(data: Mapping[str, Any], table: str) -> Iterator[tuple[Location, str]]:
     """Two definitions for one NAS volume: which one a node would open would be chance."""
-    first: dict[tuple[str, str], str] = {}
+    known: dict[tuple[str, str], dict[str, str]] = {}
     for index, item in _tables(data, table):
         hosts, path = item.get("remote_hosts"), item.get("remote_path")
         if not isinstance(hosts, list) or not isinstance(path, str):
             continue
+        name, datacenter = str(item.get("name")), str(item.get("datacenter") or "")
         for host in dict.fromkeys(host.lower() for host in hosts if isinstance(host, str)):
-            name = str(item.get("name"))
-            other = first.setdefault((host, path), name)
-            if other != name:
-                yield (
-                    (table, index, "remote_hosts"),
-                    f"{host}:{path} is in {other!r} already: keep one of them",
+            others = known.setdefault((host, path), {})
+            # Without a datacentre it is for all of them.
+            clash = [each for each, home in others.items() if home == datacenter or "" in {home, datacenter}]
+            if clash and clash[0] != name:
+                reason = (
+                    f"{host}:{path} is in {clash[0]!r} already: keep one of them, or give each the `datacenter` "
+                    "in which it is that filer"
                 )
+                yield (table, index, "remote_hosts"), reason
+            others.setdefault(name, datacenter)
 
 
 def _no_such(table: str, name: str, known: list[str]) -> str:

@@ -31,6 +31,9 @@ class ExportDefinition(BaseModel):
     """`HostNasVolume.remoteHost` (or any of `remoteHostNames`) values that mean this export."""
     remote_path: str = Field(min_length=1, max_length=1024)
     """`HostNasVolume.remotePath`."""
+    datacenter: str = Field(default="", max_length=80)
+    """Name or moref of the only datacentre whose datastores it is for; empty: any. Two datacentres may each have a
+    storage network in which the same address is another filer."""
     address: str = ""
     """Host name or IP address that this access node dials; empty: the first of `remote_hosts`."""
     path: str = ""

@@ -59,11 +59,30 @@ class Unidentified(Message):
     """What is known of it all the same, so that rules can tell whether it was to be backed up."""
 
 
+class DatastoreRef(Message):
+    """Which datastore. A name is unique in its datacentre only, so the moref tells two of one name apart."""
+
+    name: str
+    moref: str = ""
+    """Empty in what earlier versions recorded: then the name alone says which."""
+    datacenter: str = ""
+    """Name of its datacentre, for messages."""
+
+    @property
+    def key(self) -> str:
+        """What plans compare; readable, and unique in a vCenter."""
+        return f"{self.name} ({self.moref})" if self.moref else self.name
+
+
 class NasVolume(Message):
     """A datastore as one ESXi host sees it (`HostNasVolume` for NFS; other types keep only name and kind)."""
 
     datastore: str
+    """Its name: unique in its datacentre only."""
     moref: str
+    datacenter: str = ""
+    datacenter_moref: str = ""
+    """Datacentre that has it; empty when the account may not see that."""
     type: str
     """`NFS` (v3), `NFS41`, or another filesystem's name such as `VMFS`."""
     remote_host: str = ""
@@ -141,6 +160,9 @@ class VmRecord(Message):
     vmx_path: str = ""
     """Datastore path of the .vmx. Untrusted."""
     datastores: list[str] = Field(default_factory=list)
+    """Names: unique in the VM's datacentre."""
+    datastore_morefs: dict[str, str] = Field(default_factory=dict)
+    """The same datastores' morefs by name; missing in what earlier versions recorded."""
     disks: list[VmDisk] = Field(default_factory=list)
     change_tracking: bool = False
     consolidation_needed: bool = False
@@ -156,6 +178,14 @@ class VmRecord(Message):
     def capacity_bytes(self) -> int:
         """Sum of the disks' capacities."""
         return sum(disk.capacity_bytes for disk in self.disks)
+
+    @property
+    def datastore_refs(self) -> list[DatastoreRef]:
+        """Its datastores, as they are told apart in the whole vCenter."""
+        return [
+            DatastoreRef(name=name, moref=self.datastore_morefs.get(name, ""), datacenter=self.datacenter)
+            for name in self.datastores
+        ]
 
 
 class SnapshotNode(Message):

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from safehaul.messages.base import Message, Request
+from safehaul.messages.inventory import DatastoreRef
 from safehaul.messages.requests import BackupJobRequest
 from safehaul.messages.vm import VmOptions, VmReport
 
@@ -121,6 +122,14 @@ class Discovery(Message):
     failed: list[Excluded] = Field(default_factory=list)
     """VMs that were asked for and cannot be backed up at all: GUIDs not found or not unique. Reported as Failed."""
     datastores: list[str] = Field(default_factory=list)
+    """Names of the VMs' datastores, for people."""
+    datastore_refs: list[DatastoreRef] = Field(default_factory=list)
+    """The same, told apart in the whole vCenter; missing in histories of earlier versions."""
+
+    @property
+    def needed_datastores(self) -> list[DatastoreRef]:
+        """What the nodes must reach."""
+        return self.datastore_refs or [DatastoreRef(name=name) for name in self.datastores]
 
 
 class LeaseInput(Message):
@@ -148,7 +157,15 @@ class PrepareInput(Message):
     node: str
     settings: JobSettings
     datastores: list[str]
+    """Names, for people."""
     lease: Lease
+    datastore_refs: list[DatastoreRef] = Field(default_factory=list)
+    """The same, told apart in the whole vCenter; missing in histories of earlier versions."""
+
+    @property
+    def needed_datastores(self) -> list[DatastoreRef]:
+        """What the node must reach."""
+        return self.datastore_refs or [DatastoreRef(name=name) for name in self.datastores]
 
 
 class NodeAnswer(Message):
@@ -161,9 +178,11 @@ class NodeAnswer(Message):
     memory_bytes: int
     streams: int
     reachable_datastores: list[str]
+    """Keys of `DatastoreRef`."""
     problems: list[str] = Field(default_factory=list)
     """One line for each export or peer that this node could not reach; `unreachable` has them by datastore."""
     unreachable: dict[str, str] = Field(default_factory=dict)
+    """Why, by key."""
 
 
 class AdmitInput(Message):

@@ -16,6 +16,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=80)]
 BackupId = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 """As `safehaul backups list` shows it: `VC.GUID/TIME-ID`."""
 MAX_NETWORKS = 100
+_OF_A_NEW_VM = ("name", "datastore", "datacenter", "folder", "cluster", "resource_pool", "host")
 
 
 class MacPolicy(StrEnum):
@@ -54,6 +55,8 @@ class RestoreVmRequest(_Parties):
     """Name of the new VM."""
     datastore: Name | None = None
     """NAS datastore that takes the new VM's directory."""
+    datacenter: str = Field(default="", max_length=80)
+    """Its datacentre (name or moref), where several datacentres have a datastore of that name."""
     folder: str = Field(default="", max_length=1000)
     """Inventory folder below the datacentre's VM folder; empty: that folder itself."""
     cluster: str = Field(default="", max_length=80)
@@ -81,7 +84,7 @@ class RestoreVmRequest(_Parties):
         if self.in_place:
             if not self.confirm:
                 raise _wrong("confirm", "a restore in place needs the VM's name here")
-            for field in ("name", "datastore", "folder", "cluster", "resource_pool", "host", "networks"):
+            for field in (*_OF_A_NEW_VM, "networks"):
                 if getattr(self, field):
                     raise _wrong(field, "a restore in place keeps the VM where and as it is")
             if self.mac is not MacPolicy.NEW or self.connect:
@@ -106,7 +109,7 @@ class RestoreDiskRequest(_Parties):
     to_vm: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     """The VM: its VC.GUID, or its name when no other VM of that vCenter has it."""
     datastore: Name | None = None
-    """NAS datastore of the new disk; default: the VM's own."""
+    """NAS datastore of the new disk, in the VM's datacentre; default: the VM's own."""
 
 
 def _wrong(field: str, reason: str) -> PydanticCustomError:
@@ -137,6 +140,7 @@ class RestoreSettings(Message):
     name: str
     """Of the new VM; else how the person named the VM."""
     datastore: str = ""
+    datacenter: str = ""
     folder: str = ""
     cluster: str = ""
     resource_pool: str = ""
@@ -203,6 +207,8 @@ class RestorePlan(Message):
     vc_guid: str = ""
     new_directory: bool = False
     """True: the directory for a single disk is made by us."""
+    datastore_morefs: dict[str, str] = Field(default_factory=dict)
+    """Which datastores the names in its paths mean; missing in plans of earlier versions."""
     missing_disks: list[str] = Field(default_factory=list)
     """Disks that the backup skipped, each with its reason: a restored VM lacks them."""
     warnings: list[str] = Field(default_factory=list)

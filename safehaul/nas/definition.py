@@ -36,6 +36,7 @@ def match(
         definition
         for definition in definitions
         if definition.writable == writable
+        and definition.datacenter in {"", volume.datacenter, volume.datacenter_moref}
         and _same_path(definition.remote_path, volume.remote_path)
         and _same_host(definition.remote_hosts, volume.remote_host)
     ]
@@ -45,7 +46,7 @@ def match(
         names = ", ".join(repr(definition.name) for definition in found)
         raise ConfigError(
             f"datastore {volume.datastore!r} ({volume.remote_host}:{volume.remote_path}) "
-            f"fits several exports: {names}; leave one of them"
+            f"fits several exports: {names}; leave one of them, or give each its `datacenter`"
         )
     definition = found[0]
     if definition.version == "auto":

@@ -1,14 +1,17 @@
-"""Datastores by name, and what is in their directories (through the DatastoreBrowser)."""
+"""Datastores by name, and what is in their directories (through the DatastoreBrowser).
+
+A name is unique in a datacentre, not in a vCenter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pyVmomi import vim
 
 from safehaul.errors import InvalidInputError, NotFoundError, UnsupportedError
-from safehaul.messages.inventory import VmFile
+from safehaul.messages.inventory import DatastoreRef, NasVolume, VmFile
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.names import format_datastore_path, parse_datastore_path, unescape
@@ -25,7 +28,7 @@ def find_datastore(vcenter: VCenter, name: str, *, among: Sequence[Any] | None =
 
     Args:
         vcenter: the session.
-        name: unique in a datacentre, not in a vCenter.
+        name: unique in a datacentre.
         among: managed objects to choose from, such as a VM's own datastores; the whole inventory by default.
 
     Raises:
@@ -45,6 +48,51 @@ def find_datastore(vcenter: VCenter, name: str, *, among: Sequence[Any] | None =
             f"vCenter {vcenter.name} has several datastores {name!r} ({morefs}): rename all but one"
         )
     return found[0]
+
+
+def choose_volume(volumes: Iterable[NasVolume], name: str, datacenter: str = "") -> NasVolume:
+    """The one datastore of a vCenter that a person means.
+
+    Args:
+        volumes: from `inventory.all_nas_volumes`.
+        name: unescaped.
+        datacenter: name or moref of the datacentre; needed when several have a datastore of this name.
+
+    Raises:
+        NotFoundError: there is none.
+        InvalidInputError: several datacentres have one of this name.
+    """
+    named = [each for each in volumes if each.datastore == name]
+    found = [each for each in named if datacenter in {"", each.datacenter, each.datacenter_moref}]
+    if not found:
+        where = f" in datacentre {datacenter!r}" if datacenter else ""
+        others = f"; there is one in {datacenters_of(named)}" if named else ""
+        raise NotFoundError(f"vCenter's hosts know no datastore {name!r}{where}{others}")
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"datastore: {len(found)} datacentres have a datastore {name!r}: {datacenters_of(found)}: name one of them "
+            "as `datacenter`"
+        )
+    return found[0]
+
+
+def find_volume(volumes: Iterable[NasVolume], wanted: DatastoreRef) -> NasVolume:
+    """The datastore that discovery or a plan recorded: by its moref, or by its name where only that is known.
+
+    Raises as `choose_volume`.
+    """
+    if not wanted.moref:
+        return choose_volume(volumes, wanted.name, wanted.datacenter)
+    for each in volumes:
+        if each.moref == wanted.moref:
+            return each
+    raise NotFoundError(f"vCenter's hosts know no datastore {wanted.name!r} ({wanted.moref}) any more")
+
+
+def datacenters_of(volumes: Iterable[NasVolume]) -> str:
+    """The datacentres of some datastores, for a message: names with morefs, for names need not be unique."""
+    told = {each.moref: f"{each.datacenter!r} ({each.datacenter_moref})" for each in volumes}
+    return ", ".join(sorted(told.values()))
 
 
 def list_directory(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from pydantic import Field
@@ -26,7 +26,16 @@ from safehaul.vsphere.snapshot_tree import snapshot_nodes
 from safehaul.vsphere.tags import tags_of
 from safehaul.vsphere.topology import Topology
 
-__all__ = ["Inventory", "Unidentified", "all_nas_volumes", "discover", "method_names", "nas_volumes"]
+__all__ = [
+    "Inventory",
+    "Unidentified",
+    "all_nas_volumes",
+    "discover",
+    "method_names",
+    "nas_volumes",
+    "volumes_around",
+    "volumes_of_vm",
+]
 
 _VM_PATHS: Final = [
     "name",
@@ -56,6 +65,7 @@ _ATTRIBUTE_PATH: Final = "customValue"
 # A reason names so many of the VMs that share a VC.GUID, of which there may be thousands.
 _TWINS_NAMED: Final = 5
 _DATASTORE_PATHS: Final = ["name", "summary", "info"]
+_DATACENTER_PATHS: Final = ["name", "datastore"]
 
 
 class Inventory(Message):
@@ -194,6 +204,7 @@ def _record(
 ) -> VmRecord:
     host, parent = found.get("runtime.host"), found.get("parent")
     snapshot = found.get("snapshot")
+    stores = {topology.name(each): moref(each) for each in found.get("datastore") or []}
     disk_list: list[VmDisk] = disks(found.get("config.hardware.device"))
     return VmRecord(
         vc_guid=vc_guid,
@@ -214,7 +225,8 @@ def _record(
         cluster=topology.cluster(host),
         resource_pool=topology.pool_path(found.get("parentVApp") or found.get("resourcePool")),
         vmx_path=str(found.get("config.files.vmPathName", "")),
-        datastores=sorted(topology.name(each) for each in found.get("datastore") or []),
+        datastores=sorted(stores),
+        datastore_morefs=stores,
         disks=disk_list,
         change_tracking=bool(found.get("config.changeTrackingEnabled", False)),
         consolidation_needed=bool(found.get("runtime.consolidationNeeded", False)),
@@ -253,14 +265,44 @@ def method_names(methods: Any) -> list[str]:
 def all_nas_volumes(vcenter: VCenter) -> list[NasVolume]:
     """Every datastore of a vCenter, NAS or not, by vCenter's own record of it: one walk of the inventory.
 
-    Hosts may mount one NAS volume under different server names; `nas_volumes` tells a single host's view.
+    Names are unique in a datacentre only: `volumes_of_vm` tells those that a VM's paths mean. Hosts may mount one NAS
+    volume under different server names; `nas_volumes` tells a single host's view.
     """
+    paths = {vim.Datastore: _DATASTORE_PATHS, vim.Datacenter: _DATACENTER_PATHS}
+    found = vcenter.read(lambda session: list(walk(session, paths)))
+    homes = {
+        moref(store): each
+        for each in found
+        if each.kind == "Datacenter"
+        for store in each.get("datastore") or []
+    }
+    volumes = [_nas_volume(each, None, homes.get(each.moref)) for each in found if each.kind == "Datastore"]
+    return sorted(volumes, key=lambda volume: (volume.datastore, volume.moref))
 
-    def read(session: Session) -> list[NasVolume]:
-        found = walk(session, {vim.Datastore: _DATASTORE_PATHS})
-        return [_nas_volume(each, None) for each in found]
 
-    return sorted(vcenter.read(read), key=lambda volume: volume.datastore)
+def volumes_of_vm(vcenter: VCenter, vm_moref: str) -> list[NasVolume]:
+    """The datastores of a VM's datacentre, each name once: what the datastore paths of the VM and its snapshots mean.
+
+    Raises:
+        NotFoundError: no such VM.
+    """
+    vm = vcenter.read(lambda session: read_object(session, vim.VirtualMachine, vm_moref, ["datastore"]))
+    vm.require("datastore")
+    return volumes_around(all_nas_volumes(vcenter), [moref(each) for each in vm.get("datastore") or []])
+
+
+def volumes_around(volumes: Iterable[NasVolume], own: Collection[str]) -> list[NasVolume]:
+    """Those of `volumes` (a whole vCenter's) in the datacentre of some datastores, each name once.
+
+    Args:
+        volumes: from `all_nas_volumes`.
+        own: morefs of the datastores that a VM uses: all that is known where its datacentre may not be seen.
+    """
+    listed = list(volumes)
+    mine = [each for each in listed if each.moref in own]
+    homes = {each.datacenter_moref for each in mine} - {""}
+    others = [each for each in listed if each.datacenter_moref in homes]
+    return list({each.datastore: each for each in (*others, *mine)}.values())
 
 
 def nas_volumes(vcenter: VCenter, host_moref: str) -> list[NasVolume]:
@@ -284,7 +326,7 @@ def _nas_volumes(session: Session, host_moref: str) -> list[NasVolume]:
     for datastore in datastores:
         summary, name = datastore.get("summary"), unescape(str(datastore.get("name", "")))
         mount = by_path.get(_volume_id(summary.url if summary else "")) or by_name.get(name)
-        volumes.append(_nas_volume(datastore, mount))
+        volumes.append(_nas_volume(datastore, mount, None))
     return sorted(volumes, key=lambda volume: volume.datastore)
 
 
@@ -293,7 +335,7 @@ def _volume_id(location: str | None) -> str:
     return (location or "").rstrip("/").rpartition("/")[2]
 
 
-def _nas_volume(datastore: Properties, mount: Any) -> NasVolume:
+def _nas_volume(datastore: Properties, mount: Any, home: Properties | None) -> NasVolume:
     summary, info = datastore.get("summary"), datastore.get("info")
     # A host that lost its mount table still has the datastore's own record of what was mounted.
     volume = mount.volume if mount is not None else getattr(info, "nas", None)
@@ -304,6 +346,8 @@ def _nas_volume(datastore: Properties, mount: Any) -> NasVolume:
     return NasVolume(
         datastore=unescape(str(datastore.get("name", ""))),
         moref=datastore.moref,
+        datacenter=unescape(str(home.get("name", ""))) if home else "",
+        datacenter_moref=home.moref if home else "",
         type=str(
             (volume.type if volume is not None else None) or (summary.type if summary else "") or "unknown"
         ),

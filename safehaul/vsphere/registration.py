@@ -39,11 +39,21 @@ _PLACE_PATHS: Final[dict[Any, list[str]]] = {
 class Place:
     """Where a VM will stand: a folder and a resource pool of one datacentre."""
 
-    def __init__(self, folder: str, pool: str, datacenter: str, *, compute: str = "", host: str = "") -> None:
+    def __init__(
+        self,
+        folder: str,
+        pool: str,
+        datacenter: str,
+        *,
+        datacenter_moref: str = "",
+        compute: str = "",
+        host: str = "",
+    ) -> None:
         """Takes morefs, and the datacentre's name. `compute`: the cluster or lone host; `host` empty: any of it."""
         self.folder = folder
         self.pool = pool
         self.datacenter = datacenter
+        self.datacenter_moref = datacenter_moref
         self.compute = compute
         self.host = host
 
@@ -65,7 +75,7 @@ def find_place(
         datastore: its name; decides the datacentre unless that is named.
         folder: path below the datacentre's `vm` folder, as `VmRecord.folder` has it; empty for that folder itself.
         cluster: of a cluster or lone host; by default the first by name that mounts the datastore.
-        datacenter: needed when several datacentres have a datastore of this name.
+        datacenter: its name or moref; needed when several datacentres have a datastore of this name.
         resource_pool: name of a pool of that cluster; by default its root pool.
         host: name of a host of that cluster; by default vCenter chooses.
 
@@ -99,6 +109,7 @@ def find_place(
         parent,
         _pool(objects, names, chosen, resource_pool),
         names[centre.moref],
+        datacenter_moref=centre.moref,
         compute=chosen.moref,
         host=next((each.moref for each in hosts if moref(each.get("parent")) == chosen.moref), ""),
     )
@@ -129,7 +140,7 @@ def _datacenter(
     fitting = [
         (each, store)
         for each in objects.values()
-        if each.kind == "Datacenter" and datacenter in {"", names[each.moref]}
+        if each.kind == "Datacenter" and datacenter in {"", names[each.moref], each.moref}
         for store in (moref(mounted) for mounted in each.get("datastore") or [])
         if names.get(store) == datastore
     ]
@@ -137,8 +148,10 @@ def _datacenter(
         where = f"datacentre {datacenter!r} of " if datacenter else ""
         raise NotFoundError(f"{where}vCenter {vcenter.name} has no datastore {datastore!r}")
     if len(fitting) > 1:
-        choices = ", ".join(sorted(names[each.moref] for each, _ in fitting))
-        raise InvalidInputError(f"datastore {datastore!r} is in several datacentres ({choices}): name one")
+        choices = ", ".join(sorted(f"{names[each.moref]!r} ({each.moref})" for each, _ in fitting))
+        raise InvalidInputError(
+            f"datastore {datastore!r} is in several datacentres ({choices}): name one as `datacenter`"
+        )
     return fitting[0]
 
 
@@ -203,17 +216,17 @@ def register(
         )
         return moref(wait(vcenter, moref(task), heartbeat, timeout_s=timeout_s))
     except (ConnectionLostError, SessionLostError):
-        found = _look_for(vcenter, path, name, heartbeat)
+        found = _look_for(vcenter, place, path, name, heartbeat)
         if found is None:
             raise
         return found
 
 
-def _look_for(vcenter: VCenter, path: str, name: str, heartbeat: Heartbeat) -> str | None:
+def _look_for(vcenter: VCenter, place: Place, path: str, name: str, heartbeat: Heartbeat) -> str | None:
     """Waits a while for the effect of a registration whose answer was lost: its task may still run."""
     deadline = time.monotonic() + _LOST_ANSWER_S
     while True:
-        found = find_registered(vcenter, path)
+        found = find_registered(vcenter, path, place.datacenter_moref)
         if found is not None:
             return found[0] if found[1] == name else None
         if time.monotonic() >= deadline:
@@ -221,19 +234,27 @@ def _look_for(vcenter: VCenter, path: str, name: str, heartbeat: Heartbeat) -> s
         pause(_LOOK_AGAIN_S, heartbeat)
 
 
-def find_registered(vcenter: VCenter, vmx_path: str) -> tuple[str, str] | None:
-    """Moref and name of the VM that is registered from a .vmx, or None."""
+def find_registered(vcenter: VCenter, vmx_path: str, datacenter_moref: str = "") -> tuple[str, str] | None:
+    """Moref and name of the VM that is registered from a .vmx, or None.
+
+    The same path means another file in another datacentre: without `datacenter_moref` all are searched.
+    """
     path = str(parse_datastore_path(vmx_path))
-    for each in _registered(vcenter):
+    for each in _registered(vcenter, datacenter_moref):
         if str(each.get("summary.config.vmPathName", "")) == path:
             return each.moref, unescape(str(each.get("name", "")))
     return None
 
 
-def _registered(vcenter: VCenter) -> list[Properties]:
+def _registered(vcenter: VCenter, datacenter_moref: str) -> list[Properties]:
     # The path of the summary is known for an inaccessible VM too, that of `config` is not.
     paths = {vim.VirtualMachine: ["name", "parent", "summary.config.vmPathName"]}
-    return vcenter.read(lambda session: list(walk(session, paths)))
+
+    def read(session: Session) -> list[Properties]:
+        root = session.managed(vim.Datacenter, datacenter_moref) if datacenter_moref else None
+        return list(walk(session, paths, root=root))
+
+    return vcenter.read(read)
 
 
 def refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> None:
@@ -242,7 +263,7 @@ def refuse_existing(vcenter: VCenter, place: Place, path: str, name: str) -> Non
     Raises:
         AlreadyExistsError: the .vmx is registered, or the folder has a VM of that name (whatever its case).
     """
-    for each in _registered(vcenter):
+    for each in _registered(vcenter, place.datacenter_moref):
         other = unescape(str(each.get("name", "")))
         if str(each.get("summary.config.vmPathName", "")) == path:
             raise AlreadyExistsError(

@@ -21,7 +21,6 @@ from safehaul.errors import (
 from safehaul.messages.hardware import VmHardware
 from safehaul.messages.inventory import VmRecord
 from safehaul.vsphere.client import Session, VCenter
-from safehaul.vsphere.datastores import find_datastore
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.inventory import discover
 from safehaul.vsphere.names import parse_datastore_path
@@ -260,19 +259,17 @@ def power_on(vcenter: VCenter, vm_moref: str, heartbeat: Heartbeat = no_heartbea
             raise
 
 
-def named_by_vms(vcenter: VCenter, datastore_name: str, paths: Collection[str]) -> str:
+def named_by_vms(vcenter: VCenter, datastore_moref: str, paths: Collection[str]) -> str:
     """Which VM names one of these files among its own, snapshots' files included; empty when none does.
 
-    Asked of the VMs of the files' datastore, which vCenter lists for it.
+    Asked of the VMs of the files' datastore, which vCenter lists for it: the same path means another file elsewhere.
 
     Raises:
         NotFoundError: no such datastore.
-        InvalidInputError: several datacentres have one of this name.
     """
-    datastore = find_datastore(vcenter, datastore_name)
 
     def look(session: Session) -> str:
-        found = read_object(session, vim.Datastore, datastore.moref, ["vm"])
+        found = read_object(session, vim.Datastore, datastore_moref, ["vm"])
         found.require("vm")
         for vm in read_objects(
             session, found.get("vm") or [], {vim.VirtualMachine: ["name", "layoutEx", _DEVICES]}

@@ -17,7 +17,7 @@ from safehaul.vsphere.datastores import list_directory
 from safehaul.vsphere.devices import disks, network_morefs
 from safehaul.vsphere.faults import moref
 from safehaul.vsphere.hardware import hardware
-from safehaul.vsphere.inventory import method_names
+from safehaul.vsphere.inventory import method_names, volumes_of_vm
 from safehaul.vsphere.names import parse_datastore_path, unescape
 from safehaul.vsphere.properties import Properties, read_object
 from safehaul.vsphere.snapshot_tree import snapshot_nodes
@@ -72,10 +72,14 @@ def vm_state(
     for directory in state.directories:
         files = list_directory(vcenter, directory, among=found.get("datastore") or [], heartbeat=heartbeat)
         listed.update({each.path: each for each in files})
-    for directory in sorted(set(also_list) - set(state.directories)):
-        # The VM may have left its datastore meanwhile, so the whole inventory is searched.
+    missing = sorted(set(also_list) - set(state.directories))
+    around = volumes_of_vm(vcenter, vm_moref) if missing else []
+    for directory in missing:
+        # The VM may have left its datastore meanwhile, but hardly its datacentre, in which the name means one.
+        name = parse_datastore_path(directory).datastore
+        among = [vim.Datastore(each.moref) for each in around if each.datastore == name] or None
         with contextlib.suppress(NotFoundError):
-            files = list_directory(vcenter, directory, heartbeat=heartbeat)
+            files = list_directory(vcenter, directory, among=among, heartbeat=heartbeat)
             listed.update({each.path: each for each in files})
     return state.model_copy(update={"listed": sorted(listed.values(), key=lambda file: file.path)})
 

@@ -7,7 +7,7 @@ import pytest
 from safehaul.errors import InvalidInputError, NotFoundError
 from safehaul.messages.inventory import InventoryDetail, UnidentifiedReason
 from safehaul.vsphere.datastores import list_directory
-from safehaul.vsphere.inventory import Inventory, all_nas_volumes, discover, nas_volumes
+from safehaul.vsphere.inventory import Inventory, all_nas_volumes, discover, nas_volumes, volumes_of_vm
 from safehaul.vsphere.vms import snapshot_config, snapshot_disks, vm_config, vm_state
 from safehaul.vsphere.whereabouts import find_by_instance_uuid, instance_uuid_of
 from tests.contract.vcenter_server import MIB, PLAIN_VM, Ability, Server, needs, vm_named
@@ -126,7 +126,10 @@ def test_nas_volumes_tell_server_path_version_and_space(server: Server, inventor
     assert not local.is_nas
     assert gold.accessible
     assert gold.capacity_bytes > gold.free_bytes > 0
-    assert {each.datastore for each in all_nas_volumes(vcenter) if each.is_nas} == {"gold", "silver"}
+    everywhere = all_nas_volumes(vcenter)
+    assert {each.datastore for each in everywhere if each.is_nas} == {"gold", "silver"}
+    assert {each.datacenter for each in everywhere} == {"DC-Lab"}
+    assert volumes_of_vm(vcenter, inventory.records[0].moref) == everywhere
 
 
 @needs(Ability.HOST_MOUNTS)

@@ -19,7 +19,7 @@ from safehaul.messages.inventory import InventoryDetail
 from safehaul.vsphere import networks, privileges, registration, tasks, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore, list_directory
-from safehaul.vsphere.inventory import all_nas_volumes, discover, nas_volumes
+from safehaul.vsphere.inventory import all_nas_volumes, discover, nas_volumes, volumes_of_vm
 from safehaul.vsphere.properties import PAGE_SIZE, read_object
 from safehaul.vsphere.removal import remove
 from safehaul.vsphere.snapshots import create
@@ -95,6 +95,7 @@ def read_everything(vcenter: VCenter, server: Server) -> None:
     """Calls every function of safehaul.vsphere that reads something."""
     inventory = discover(vcenter, details=(InventoryDetail.ATTRIBUTES,), page_size=PAGE_SIZE)
     all_nas_volumes(vcenter)
+    volumes_of_vm(vcenter, inventory.records[0].moref)
     nas_volumes(vcenter, inventory.records[0].host_moref)
     find_datastore(vcenter, "gold")
     list_directory(vcenter, "[gold] ")
@@ -115,7 +116,7 @@ def read_everything(vcenter: VCenter, server: Server) -> None:
     change = DiskChange(plain.disks[0].controller_key, 9, "", free.disks[0].path)
     vm_disks.change_disks(vcenter, plain.moref, [change])
     vm_disks.present_places(vcenter, plain.moref)
-    vm_disks.named_by_vms(vcenter, "gold", ["[gold] nobody/nobody.vmdk"])
+    vm_disks.named_by_vms(vcenter, plain.datastore_morefs["gold"], ["[gold] nobody/nobody.vmdk"])
     vm_disks.power_on(vcenter, plain.moref)
     vm_disks.wait_out_tasks(vcenter, plain.moref)
     available = networks.networks_of(vcenter, place.compute)

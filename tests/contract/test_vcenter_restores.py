@@ -154,10 +154,11 @@ def test_a_free_place_is_the_first_that_no_device_holds(lab: LabServer, vcenter:
 
 def test_whose_file_it_is(lab: LabServer, vcenter: VCenter) -> None:
     vm = lab.vm("数据库")
-    assert "数据库" in vm_disks.named_by_vms(vcenter, "silver", [vm.disks[0].path])
+    silver = vm.datastore_morefs["silver"]
+    assert "数据库" in vm_disks.named_by_vms(vcenter, silver, [vm.disks[0].path])
     base = vm.disks[0].parent_paths[-1]
-    assert "数据库" in vm_disks.named_by_vms(vcenter, "silver", [base]), "a snapshot's disk"
-    assert vm_disks.named_by_vms(vcenter, "silver", ["[silver] x/x.vmdk"]) == ""
+    assert "数据库" in vm_disks.named_by_vms(vcenter, silver, [base]), "a snapshot's disk"
+    assert vm_disks.named_by_vms(vcenter, silver, ["[silver] x/x.vmdk"]) == ""
 
 
 def test_networks_are_chosen_by_name_standard_and_distributed(lab: LabServer, vcenter: VCenter) -> None:

@@ -108,7 +108,7 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
         load=0.0,
         memory_bytes=0,
         streams=1,
-        reachable_datastores=arg.datastores,
+        reachable_datastores=[each.key for each in arg.needed_datastores],
     ),
     "admit_nodes": lambda arg: Admission(nodes=arg.answers),
     "distribute": lambda _: Plan(queues=[]),

@@ -27,6 +27,7 @@ from lab.site import (
 from tests.e2e.site import (
     data_centre,
     differences,
+    failure_of,
     restored_images,
     run_job,
     start_job,
@@ -144,3 +145,22 @@ def test_a_wrong_group_fails_at_once_and_names_the_key(ran: Ran) -> None:
     # Nothing was discovered, and no report claims otherwise: the command tells the failure, as wrong input.
     with pytest.raises(LabError, match=r"ended with 2(.|\n)*the inline VM group is wrong"):
         ran.lab.safehaul("job", "show", "adhoc-wrong")
+
+
+def test_the_command_starts_a_group_given_whole_and_tells_a_wrong_one_in_the_workflows_words(
+    ran: Ran,
+) -> None:
+    """Goal: a wrong group is refused before anything is started, with the very message of the job that fails by it."""
+    wrong = {**GROUP, "rules": [{"name": "(", "regex": True}], "vcenter": "lba"}
+    start_job(ran.lab, "adhoc-wrong-2", wrong)
+    wait_end(ran.lab, "adhoc-wrong-2", 30)
+    with pytest.raises(LabError) as refused:
+        ran.lab.safehaul("job", "start", "--group-json", json.dumps(wrong), "--workflow-id", "adhoc-wrong-3")
+    failure = failure_of(ran.lab, "adhoc-wrong-2")
+    assert failure.startswith("the inline VM group is wrong: ")
+    assert failure in str(refused.value)
+    assert ran.lab.temporal.cli("workflow", "describe", "--workflow-id", "adhoc-wrong-3").returncode != 0
+    one = {**GROUP, "rules": [{"name": "web"}]}
+    ended = json.loads(ran.lab.safehaul("job", "start", "--wait", "--group-json", json.dumps(one), "--json"))
+    assert ended["workflow_id"].startswith("adhoc-")
+    assert [(vm["name"], vm["status"]) for vm in ended["report"]["vms"]] == [("web", "Completed")]

@@ -12,7 +12,7 @@ import pytest
 from activities.transfer import WATCH_EVERY_S
 from lab.datacentre import DataCentre
 from lab.proof import Witness
-from lab.site import BACKUP_PRIVILEGES, BACKUP_USER, DatastoreSpec
+from lab.site import BACKUP_PRIVILEGES, BACKUP_USER, DatastoreSpec, DiskSpec
 from tests.e2e.site import data_centre, report_of, run_job, start_job, vm_of, wait_end
 from tests.e2e.test_cancel import small_site
 
@@ -23,9 +23,11 @@ MIDDLE = 16 * MIB
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[DataCentre]:
-    """VMs of 2 x 64 MiB on a datastore of 1 GiB, of which 512 MiB must stay free."""
+    """VMs of 64 and 96 MiB on a datastore of 1 GiB, of which 512 MiB must stay free."""
     store = DatastoreSpec(name="nfs-gold", type="NFS", remote_path="/exports/gold", capacity_bytes=1024 * MIB)
-    site = small_site().model_copy(update={"datastores": [store]})
+    one, two = small_site().vms
+    two = two.model_copy(update={"disks": [*two.disks, DiskSpec(size_bytes=32 * MIB)]})
+    site = small_site().model_copy(update={"datastores": [store], "vms": [one, two]})
     with data_centre(site, nodes=("node-1",), gate=True, min_free="512 MiB") as started:
         started.start_workers()
         yield started
@@ -43,7 +45,11 @@ def somebody_fills_it(lab: DataCentre) -> Iterator[None]:
 
 
 def _refreshed(lab: DataCentre) -> None:
-    """As in real sites, vCenter looks at a datastore's free space at its own pace: here when something else changes."""
+    """As in real sites, vCenter looks at a datastore's free space at its own pace: here when something else changes.
+
+    The hosts measure twice a second at most.
+    """
+    time.sleep(0.6)
     lab.hosts.set_user(BACKUP_USER, BACKUP_PRIVILEGES)
 
 
@@ -67,6 +73,23 @@ def test_a_datastore_that_fills_up_while_the_snapshot_is_held_loses_the_snapshot
     assert vm["status"] == "Failed"
     for part in ("step 11", "'nfs-gold'", "min_free_bytes", "removed"):
         assert part in vm["reason"]
+    assert witness.problems() == []
+
+
+def test_it_is_looked_at_before_each_disk_however_short_they_are(lab: DataCentre) -> None:
+    """Goal: disks that each take less than a look's time, or that wait for a stream, are not read without a look."""
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    lab.gate.hold("two-flat.vmdk", MIDDLE)
+    start_job(lab, "short disks")
+    _until(lambda: bool(lab.gate.held))
+    with somebody_fills_it(lab):
+        lab.gate.release()
+        wait_end(lab, "short disks")
+    vm = vm_of(report_of(lab, "short disks"), "two")
+    assert vm["status"] == "Failed"
+    for part in ("step 11", "'nfs-gold'", "min_free_bytes", "removed"):
+        assert part in vm["reason"]
+    assert [disk["bytes_read"] > 0 for disk in vm["disks"]] == [True, False]
     assert witness.problems() == []
 
 

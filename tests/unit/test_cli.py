@@ -122,6 +122,67 @@ def test_an_unknown_group_lists_those_that_exist_and_ends_with_2(
     assert "nightly" in capsys.readouterr().err
 
 
+WHOLE: dict[str, Any] = {"vcenter": "vc", "media_agent": "vault", "rules": [{"name": "web-*"}]}
+
+
+def _start_whole(config: Path, given: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = run(["--config", str(config), "job", "start", "--group-json", given])
+    return code, capsys.readouterr().err
+
+
+def test_a_whole_group_is_started_from_the_command_line_and_from_a_file(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Goal: a good group gets as far as the Temporal server, which is not there: 5, and no complaint about it."""
+    path = config.parent / "group.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(WHOLE, indent=2).encode())
+    for given in (json.dumps(WHOLE), f" {json.dumps({**WHOLE, 'name': 'adhoc'})}", f"@{path}"):
+        code, told = _start_whole(config, given, capsys)
+        assert (code, "127.0.0.1:1" in told) == (5, True), told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ('{"rules": ', "the inline VM group is not JSON: Expecting value: line 1"),
+        ("[]", "vm_group: must be the name of a VM group"),
+        ("{}", "vm_group: must be the name of a VM group"),
+        ('"nightly"', "give a group's name without --group-json: 'nightly'"),
+        (json.dumps({**WHOLE, "streems": 3}), "vm_group.streems: unknown key, did you mean 'streams'?"),
+        (
+            json.dumps({**WHOLE, "vcenter": "vx"}),
+            "vm_group.vcenter: there is no vCenter 'vx' in [[vcenters]]",
+        ),
+        (json.dumps({**WHOLE, "name": "nightly"}), "vm_group.name: is the name of a configured VM group"),
+        (
+            '{"vcenter": ' + "[" * 100 + "]" * 100 + "}",
+            "vm_group: is nested more than 32 deep: no VM group is",
+        ),
+        ('{"vcenter": ' + "[" * 50_000 + "]" * 50_000 + "}", "vm_group: is nested"),
+        (json.dumps({**WHOLE, "rules": [{"name": "x" * 300_000}]}), "vm_group: is larger than 256 KiB"),
+        ("@/nonexistent/group.json", "/nonexistent/group.json cannot be read: No such file or directory"),
+        ("@/dev/zero", "/dev/zero is larger than 1048576 bytes"),
+        ("@/proc/self/exe", "/proc/self/exe is "),
+        ("@", ". cannot be read: Is a directory"),
+    ],
+)
+def test_a_whole_group_that_is_wrong_is_told_before_anybody_is_asked_and_ends_with_2(
+    config: Path, capsys: pytest.CaptureFixture[str], given: str, told: str
+) -> None:
+    code, error = _start_whole(config, given, capsys)
+    assert code == 2, error
+    assert told in " ".join(error.split())
+    assert "Traceback" not in error
+
+
+def test_a_job_is_started_for_a_name_or_a_whole_group_and_not_for_both(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--config", str(config), "job", "start", "nightly", "--group-json", json.dumps(WHOLE)]
+    assert run(both) == 2
+    assert "either the name of a VM group, or --group-json" in capsys.readouterr().err
+
+
 def test_a_temporal_server_that_is_not_there_ends_with_5(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

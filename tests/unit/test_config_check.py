@@ -195,3 +195,29 @@ def test_the_file_is_found_by_option_then_variable_then_default(
     monkeypatch.setenv("SAFEHAUL_CONFIG", "/elsewhere.toml")
     assert find_config() == Path("/elsewhere.toml")
     assert find_config("/given.toml") == Path("/given.toml")
+
+
+SECOND = """
+[[exports]]
+name = "far"
+remote_hosts = ["NAS-1.example.net"]
+remote_path = "/vol/datastore1"
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [("", "", True), ("DC-1", "", True), ("", "DC-2", True), ("DC-1", "DC-1", True), ("DC-1", "DC-2", False)],
+)
+def test_one_filer_address_may_be_another_filer_in_another_datacentre(
+    example: Path, first: str, second: str, clash: bool
+) -> None:
+    path = _edited(example, ('datacenter = ""', f'datacenter = "{first}"'))
+    path.write_text(path.read_text() + SECOND + (f'datacenter = "{second}"\n' if second else ""))
+    found = _reasons(path)
+    if not clash:
+        assert found == {}
+        return
+    assert list(found) == ['exports["far"].remote_hosts']
+    assert "is in 'nas-1' already" in next(iter(found.values()))
+    assert "`datacenter`" in next(iter(found.values()))

@@ -55,6 +55,19 @@ def test_the_version_is_the_one_of_the_hosts_unless_the_definition_says_another(
     assert match(_volume(type="NFS41"), [_export(version="3")]).version == "3"
 
 
+def test_a_definition_for_one_datacentre_is_not_used_in_another() -> None:
+    near, far = _export(name="near", datacenter="DC-1"), _export(name="far", datacenter="datacenter-9")
+    here = {"datacenter": "DC-1", "datacenter_moref": "datacenter-2"}
+    there = {"datacenter": "DC-1", "datacenter_moref": "datacenter-9"}
+    assert match(_volume(**here), [near, far]).name == "near"
+    assert match(_volume(datacenter="DC-2", datacenter_moref="datacenter-9"), [near, far]).name == "far"
+    assert match(_volume(datacenter="DC-2", datacenter_moref="datacenter-3"), [near, _export()]).name == "a"
+    with pytest.raises(ConfigError, match=r"fits several exports: 'near', 'far'.*`datacenter`"):
+        match(_volume(**there), [near, far])
+    with pytest.raises(ConfigError, match="no export is defined"):
+        match(_volume(), [near, far])
+
+
 def test_backups_and_restores_use_separate_definitions() -> None:
     definitions = [_export(name="r"), _export(name="w", writable=True)]
     assert match(_volume(), definitions).name == "r"

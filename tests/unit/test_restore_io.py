@@ -16,6 +16,7 @@ from activities.restore_io import RestoreIo
 from safehaul.errors import IntegrityError, PolicyError
 from safehaul.media.repository import Repository
 from safehaul.messages.exports import ExportDefinition
+from safehaul.messages.inventory import NasVolume
 from safehaul.messages.restore import PlannedDisk, RestoredDisk, RestoreKind, RestoreSettings
 from safehaul.nas.export import NasExport
 from safehaul.nas.mounted import MountedExport
@@ -23,6 +24,7 @@ from tests.unit.media_backup import CHUNK, DISK, back_up, flip, new_repository, 
 
 IMAGE = b"\x01" * CHUNK + bytes(3 * CHUNK) + b"\x02" * 512
 EXTENT = "vm/new-flat.vmdk"
+VOLUME = NasVolume(datastore="ds", moref="datastore-1", type="NFS")
 
 
 class LocalIo(RestoreIo):
@@ -36,7 +38,7 @@ class LocalIo(RestoreIo):
         )
 
     @contextmanager
-    def export(self, vcenter: str, datastore: str) -> Iterator[NasExport]:
+    def export(self, volume: NasVolume) -> Iterator[NasExport]:
         self.between()
         with MountedExport(self.definition) as export:
             yield export
@@ -70,7 +72,7 @@ def restore(io: LocalIo, repository: Repository) -> RestoredDisk:
 
     def run() -> Any:
         with MountedExport(io.definition) as export:
-            return io.write_and_compare(settings, disk, export)
+            return io.write_and_compare(settings, disk, VOLUME, export)
 
     return cast(RestoredDisk, ActivityEnvironment().run(run))
 
@@ -122,6 +124,6 @@ def test_damage_in_the_repository_is_not_restored(repository: Repository, home: 
 
 def test_too_little_space_is_told_with_both_figures(repository: Repository, home: Path) -> None:
     io = LocalIo(repository, home)
-    io.require_space("vc", "ds", 1)
+    io.require_space(VOLUME, 1)
     with pytest.raises(PolicyError, match=r"'ds' has [\d,]+ bytes free, the restore needs 1,152,921,504"):
-        io.require_space("vc", "ds", 1 << 60)
+        io.require_space(VOLUME, 1 << 60)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from activities.disks import volumes_of
 from activities.peers import Peers
 from activities.selection import Forecast, check_not_empty, forecast, survey
-from safehaul.config.inline import inline_group
 from safehaul.config.models import VmGroup
 from safehaul.config.settings import Settings
-from safehaul.errors import InvalidInputError
 from safehaul.groups import Included, Selection, in_order
 from safehaul.messages.inventory import VmRecord
+from safehaul.vsphere.inventory import all_nas_volumes
+from workers.cli.given_group import looks_whole, whole_group
 from workers.cli.output import Json, of, safe, say, show_json, size, table
 
 app = typer.Typer(no_args_is_help=True)
@@ -50,7 +48,7 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
 @app.command()
 def preview(
     context: typer.Context,
-    group: Annotated[str, typer.Argument(help="Name of a VM group, or a whole group as a JSON object.")],
+    group: Annotated[str, typer.Argument(help="Name of a VM group, or a whole group as JSON or @FILE.")],
     *,
     as_json: Json = False,
 ) -> None:
@@ -60,11 +58,11 @@ def preview(
     selects no VM. Example: `safehaul group preview nightly`.
     """
     settings = of(context).settings()
-    chosen = _group(settings, group)
+    chosen = whole_group(settings, group)[1] if looks_whole(group) else settings.vm_group(group)
     peers = Peers(settings)
     try:
         selection = survey(peers, chosen)
-        volumes = volumes_of(peers, chosen.vcenter)
+        volumes = all_nas_volumes(peers.vcenter(chosen.vcenter))
     finally:
         peers.close()
     included = [
@@ -75,16 +73,6 @@ def preview(
     else:
         _show(chosen, selection, included)
     check_not_empty(selection, chosen)
-
-
-def _group(settings: Settings, given: str) -> VmGroup:
-    if not given.lstrip().startswith("{"):
-        return settings.vm_group(given)
-    try:
-        raw = json.loads(given)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"the inline VM group is not JSON: {error}") from None
-    return inline_group(settings, raw)
 
 
 def _described(settings: Settings, group: VmGroup) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from safehaul.catalog.catalog import Catalog
-from safehaul.errors import ConnectionLostError
+from safehaul.config.settings import Settings
+from safehaul.errors import ConnectionLostError, InvalidInputError
+from safehaul.messages.requests import BackupJobRequest
 from workers.bootstrap import connect
 from workers.cli import completion, exits, job_calls, job_list, job_report, job_view
+from workers.cli.given_group import whole_group
 from workers.cli.job_calls import Standing
 from workers.cli.job_list import ListedJob, ListedStatus, Wanted, catalogued, merged
 from workers.cli.output import Json, of, run, safe, say, show_json
@@ -35,8 +38,15 @@ SILENCE_S = 300.0
 def start(
     context: typer.Context,
     vm_group: Annotated[
-        str, typer.Argument(help="Name of the VM group.", autocompletion=completion.vm_groups)
-    ],
+        str | None, typer.Argument(help="Name of the VM group.", autocompletion=completion.vm_groups)
+    ] = None,
+    group_json: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|@FILE",
+            help="A whole group in place of a name: an object with the keys of [[vm_groups]], or a file that holds it.",
+        ),
+    ] = None,
     workflow_id: Annotated[str | None, typer.Option(help="Default: the group's name and the time.")] = None,
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it until it ends.")] = False,
@@ -44,15 +54,18 @@ def start(
 ) -> None:
     """Start a job for a VM group. Example: `safehaul job start nightly --wait`.
 
+    A group that is given whole is checked here first, with the same words as in the workflow. Example:
+    `safehaul job start --group-json '{"vcenter": "main", "media_agent": "vault", "rules": [{"name": "web-*"}]}'`.
+
     With `--wait` the exit code says how the job ended: 0 Completed, 1 Failed, 3 Partial, 4 Cancelled.
     """
     settings = of(context).settings()
-    settings.vm_group(vm_group)
-    name = workflow_id or f"{vm_group}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}"
+    request = _request(settings, vm_group, group_json)
+    name = workflow_id or f"{request.group_name}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}"
 
     async def begin() -> Standing | None:
         client = await connect(settings)
-        await job_calls.start_job(client, name, vm_group)
+        await job_calls.start_job(client, name, request)
         if not as_json:
             say(f"started job {safe(name)}; watch it with: safehaul job watch {safe(name)}")
         return await _follow(client, name, quiet=as_json) if wait else None
@@ -63,6 +76,18 @@ def start(
         raise typer.Exit(ended.exit_code)
     if as_json:
         show_json({"workflow_id": name, "status": "RUNNING", "progress": None, "report": None})
+
+
+def _request(settings: Settings, name: str | None, group_json: str | None) -> BackupJobRequest:
+    """The job's input, checked against this machine's configuration. Raises InvalidInputError."""
+    if (name is None) == (group_json is None):
+        raise InvalidInputError(
+            "say which VMs: either the name of a VM group, or --group-json and a whole group"
+        )
+    if group_json is not None:
+        return whole_group(settings, group_json)[0]
+    assert name is not None
+    return BackupJobRequest(vm_group=settings.vm_group(name).name)
 
 
 @app.command("list")

@@ -59,15 +59,15 @@ class Standing:
         return exits.CANCELLED if cancelled else exits.FAILED
 
 
-async def start_job(client: Client, workflow_id: str, vm_group: str) -> None:
+async def start_job(client: Client, workflow_id: str, request: BackupJobRequest) -> None:
     """Start a BackupJob. Raises AlreadyExistsError when a workflow of that id runs."""
     try:
         await client.start_workflow(
             JOB_TYPE,
-            BackupJobRequest(vm_group=vm_group).model_dump(),
+            request.model_dump(),
             id=workflow_id,
             task_queue=COMMSERVE_QUEUE,
-            static_summary=f"Backup of VM group {vm_group}",
+            static_summary=f"Backup of VM group {request.group_name}",
         )
     except WorkflowAlreadyStartedError:
         raise AlreadyExistsError(

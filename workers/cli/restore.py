@@ -60,6 +60,9 @@ def vm(
     datastore: Annotated[
         str | None, typer.Option(help="NAS datastore that takes the new VM's directory.")
     ] = None,
+    datacenter: Annotated[
+        str, typer.Option(help="The datastore's, where several datacentres have one of that name.")
+    ] = "",
     folder: Annotated[str, typer.Option(help="Inventory folder; default: the datacentre's VM folder.")] = "",
     cluster: Annotated[str, typer.Option(help="Default: the first that mounts the datastore.")] = "",
     resource_pool: Annotated[str, typer.Option(help="Default: the cluster's root pool.")] = "",
@@ -94,6 +97,7 @@ def vm(
             backup="/".join(parse_backup(backup)),
             name=name,
             datastore=datastore,
+            datacenter=datacenter,
             folder=folder,
             cluster=cluster,
             resource_pool=resource_pool,

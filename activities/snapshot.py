@@ -7,6 +7,7 @@ import time
 from temporalio import activity
 
 from activities.beat import beat, keep_alive
+from activities.disks import volumes_of
 from activities.errors import step
 from activities.peers import Peers
 from safehaul.errors import BusyError, InvalidInputError, PolicyError, UnsupportedError
@@ -22,7 +23,8 @@ from safehaul.messages.steps import (
     VmRef,
 )
 from safehaul.messages.vm import VmOptions
-from safehaul.vsphere import inventory, removal, snapshots, vms, whereabouts
+from safehaul.vsphere import removal, snapshots, vms, whereabouts
+from safehaul.vsphere.names import parse_datastore_path
 
 # vSphere's limit is 32 snapshots in a chain; one place is left for whoever comes next.
 MAX_SNAPSHOTS = 31
@@ -50,8 +52,8 @@ class Snapshots:
         vcenter = self._peers.vcenter(arg.vm.vcenter)
         state = vms.vm_state(vcenter, arg.vm.moref, list_directories=True, heartbeat=beat)
         warnings = _judge(arg.vm, state, arg.options, str(self._peers.settings.installation_id))
-        volumes = {volume.datastore: volume for volume in inventory.all_nas_volumes(vcenter)}
-        used = sorted({disk.path[1:].split("]", 1)[0] for disk in state.disks})
+        volumes = volumes_of(self._peers, arg.vm)
+        used = sorted({parse_datastore_path(disk.path).datastore for disk in state.disks})
         for name in used:
             volume = volumes.get(name)
             if volume is not None and volume.free_bytes < arg.options.min_free_bytes:

@@ -236,6 +236,8 @@ class VmState(Message):
     disabled_methods: list[str] = Field(default_factory=list)
     directories: list[str] = Field(default_factory=list)
     """Datastore paths of the directories that hold the VM's files, disks and snapshots."""
+    datastore_morefs: list[str] = Field(default_factory=list)
+    """The datastores that these paths mean, whatever other datacentres call theirs."""
     listed: list[VmFile] = Field(default_factory=list)
     """What is in `directories`, files of others included; empty when they were not listed."""
     recorded_at: str = ""

@@ -110,6 +110,7 @@ def _state(found: Properties, running_tasks: list[str]) -> VmState:
         running_snapshot_tasks=running_tasks,
         disabled_methods=method_names(found.get("disabledMethod")),
         directories=_directories(vmx_path, snapshot_directory, current_disks),
+        datastore_morefs=sorted(moref(each) for each in found.get("datastore") or []),
         recorded_at=dt.datetime.now(dt.UTC).isoformat(),
     )
 

@@ -5,6 +5,8 @@ A moref lasts as long as its registration; the instanceUuid (the second half of 
 
 from __future__ import annotations
 
+from pyVmomi import vim
+
 from safehaul.errors import BusyError, NotFoundError
 from safehaul.messages.inventory import VmFile, VmState
 from safehaul.vsphere.client import VCenter
@@ -79,17 +81,19 @@ def check_deleted(
     if before is None or not before.directories:
         return None
     listed: list[VmFile] = []
+    # By moref: another datacentre may call one of its own by the same name.
+    among = [vim.Datastore(each) for each in before.datastore_morefs] or None
     for directory in before.directories:
         name = parse_datastore_path(directory).datastore
         try:
-            find_datastore(vcenter, name)
+            find_datastore(vcenter, name, among=among)
         except NotFoundError as error:
             raise BusyError(
                 f"VM {vm_name!r} is not in vCenter, and neither is its datastore {name!r}: nobody can tell whether "
                 "its snapshot is still there; mount the datastore, or terminate this removal"
             ) from error
         try:
-            listed += list_directory(vcenter, directory, heartbeat=heartbeat)
+            listed += list_directory(vcenter, directory, among=among, heartbeat=heartbeat)
         except NotFoundError:
             continue  # the directory went with the VM
     paths = {file.path for file in listed}

@@ -1,4 +1,4 @@
-"""`safehaul config …`: check the configuration, print an example."""
+"""`safehaul config …`: check the configuration, print an example, print the reference."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from safehaul.config.example import example_toml
 from safehaul.config.loader import check as check_file
 from safehaul.config.loader import find_config
+from safehaul.config.reference import reference_markdown
 from workers.cli.output import Json, of, plain, safe, say, show_json
 
 app = typer.Typer(no_args_is_help=True)
@@ -36,3 +37,12 @@ def example(*, as_json: Json = False) -> None:
         show_json({"toml": example_toml()})
     else:
         sys.stdout.write(example_toml())
+
+
+@app.command()
+def reference(*, as_json: Json = False) -> None:
+    """Print what every key of the configuration means, as Markdown. Example: `safehaul config reference`."""
+    if as_json:
+        show_json({"markdown": reference_markdown()})
+    else:
+        sys.stdout.write(reference_markdown())

@@ -189,8 +189,46 @@ def test_two_vms_of_one_name_must_be_told_apart(
             )
         )
     catalog.close()
-    assert run(["--config", str(config), "backups", "verify", "twin", "--all"]) == 2
-    assert "vc.1, vc.2" in capsys.readouterr().err
+    for what in (["twin", "--all"], ["twin/latest"]):
+        assert run(["--config", str(config), "backups", "verify", *what]) == 2
+        assert "vc.1, vc.2" in capsys.readouterr().err
+
+
+def test_the_newest_backup_of_a_vm_is_called_latest(
+    config: Path, backup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--config", str(config)]
+    assert run([*base, "backups", "verify", "web/latest"]) == 2
+    assert "no backup of a VM 'web'" in capsys.readouterr().err
+    catalog = Catalog(f"sqlite:///{config.parent}/catalog.db")
+    vc_guid, backup_id = backup.split("/")
+    for row_id, committed in (("20260101T000000Z-a", "20260101T000000Z"), (backup_id, "20260102T000000Z")):
+        for guid, name in ((vc_guid, "web"), ("vc.3", "web 100% / blue")):
+            catalog.record_backup(
+                BackupRow(
+                    vc_guid=guid,
+                    backup_id=row_id,
+                    vm_name=name,
+                    vm_group="g",
+                    job_id="j",
+                    media_agent="vault",
+                    status="Completed",
+                    committed=committed,
+                )
+            )
+    catalog.close()
+    assert run([*base, "backups", "list", "--vm", "web", "--ids"]) == 0
+    assert capsys.readouterr().out == f"{backup}\n{vc_guid}/20260101T000000Z-a\n"
+    for vm in ("web", vc_guid):
+        assert run([*base, "backups", "verify", f"{vm}/latest", "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)[0]["backup_id"] == backup_id
+        assert f"{vm}/latest is {backup}, Completed, committed 20260102T000000Z" in told.err
+    assert run([*base, "backups", "show", "web 100% / blue/latest"]) == 1
+    assert "there is no backup" in capsys.readouterr().err, "the row is older than the repository"
+    target = config.parent / "latest.raw"
+    assert run([*base, "restore", "disk", "web/latest", "2000", "--to", str(target)]) == 0
+    assert target.exists()
 
 
 @pytest.fixture

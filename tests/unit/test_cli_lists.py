@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lab.processes import tool
 from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import BackupRow, JobRow, JobVmRow
 from safehaul.errors import InvalidInputError
 from tests.unit.test_cli import ALL, CHUNK, _flip, backup, config
+from workers.cli import output
 from workers.cli.app import run
 from workers.cli.job_list import ListedJob, Wanted, merged
 from workers.cli.times import parse_since
@@ -278,3 +280,23 @@ def test_the_installed_command_completes_itself() -> None:
     environment["_SAFEHAUL_COMPLETE"] = "source_bash"
     script = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert "complete -o default -F _safehaul_completion safehaul" in script.stdout
+
+
+def test_a_narrow_terminal_breaks_no_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup_id = f"{'a' * 36}.{'b' * 36}/20261126T112712Z-0011223344556677"
+    rows = [("数据库 main", "1.2 MiB", backup_id), ("[red]x", "13.0 MiB", "")]
+    monkeypatch.setattr(output, "console", lambda: Console(width=80, highlight=False))
+    output.table(["VM", "stored>", "backup"], rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "VM             stored  backup",
+        "数据库 main   1.2 MiB",
+        f"    {backup_id}",
+        "[red]x       13.0 MiB",
+    ]
+    monkeypatch.setattr(output, "console", lambda: Console(width=200, highlight=False))
+    output.table(["VM", "stored>", "backup"], rows)
+    shown = capsys.readouterr().out
+    assert f"│ {backup_id} │" in shown
+    assert "│ [red]x " in shown

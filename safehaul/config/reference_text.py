@@ -7,11 +7,11 @@ HEAD = """\
 
 <!-- Made by `safehaul config reference` from the models in safehaul/config: change them, not this page. -->
 
-safehaul is configured by one file in [TOML](https://toml.io). Begin with a complete one, and let every mistake in
-it be told at once, with file, key and reason:
+safehaul is configured by one file in [TOML](https://toml.io). Begin with a short one, or without `--short` with one
+that shows every key, and let every mistake in it be told at once, with file, key and reason:
 
 ```console
-$ safehaul config example > safehaul.toml
+$ safehaul config example --short > safehaul.toml
 $ safehaul --config safehaul.toml config check
 ```
 
@@ -91,7 +91,6 @@ vcenter = "main"
 media_agent = "vault"
 rules = [{ folder = "Production" }, { tag = "gold", category = "Backup" }]
 exclude = [{ template = true }, { name = "*-scratch" }]
-exclude_disks = [{ label = "Hard disk 9" }]
 quiesce = true
 quiesce_fallback = true
 """,

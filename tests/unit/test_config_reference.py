@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from safehaul.config import reference_text as texts
+from safehaul.config.example import example_toml, short_toml, with_own_id
 from safehaul.config.fields import SizeBytes
 from safehaul.config.loader import check, load
 from safehaul.config.models import VmGroup
@@ -52,6 +53,23 @@ def test_the_examples_together_are_a_valid_configuration(tmp_path: Path) -> None
     assert check(path) == []
     assert load(path).vm_group("nightly").quiesce_fallback
     assert set(texts.EXAMPLES) == {*Settings.model_fields, "temporal.tls"}
+
+
+def test_the_short_example_is_valid_and_needs_little(tmp_path: Path) -> None:
+    path = tmp_path / "safehaul.toml"
+    path.write_text(short_toml())
+    assert check(path) == []
+    assert not load(path).temporal.tls.enabled
+    assert len(short_toml().splitlines()) < 60
+
+
+@pytest.mark.parametrize("text", [short_toml(), example_toml()])
+def test_an_example_that_is_copied_has_an_id_of_its_own(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "safehaul.toml"
+    path.write_text(with_own_id(text))
+    first = load(path).installation_id
+    path.write_text(with_own_id(text))
+    assert load(path).installation_id != first
 
 
 def test_the_example_of_each_kind_of_rule_is_one() -> None:

@@ -8,16 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from activities.disks import volumes_of
+from activities.disks import Volumes, volumes_of
 from activities.peers import Peers
 from activities.selection import Forecast, check_not_empty, forecast, survey
 from safehaul.config.inline import inline_group
 from safehaul.config.models import VmGroup
 from safehaul.config.settings import Settings
-from safehaul.errors import InvalidInputError
+from safehaul.errors import InvalidInputError, SafehaulError
 from safehaul.groups import Included, Selection, in_order
 from safehaul.messages.inventory import VmRecord
-from workers.cli.output import Json, of, safe, say, show_json, size, table
+from safehaul.nas.definition import match
+from workers.cli.output import Json, of, safe, safe_lines, say, show_json, size, table
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -56,8 +57,10 @@ def preview(
 ) -> None:
     """Show who is in a VM group now, who is out, and by which rule; nothing is changed.
 
-    Asks the vCenter from here, with the same code as a job. Ends with 1 when a job would fail because the group
-    selects no VM. Example: `safehaul group preview nightly`.
+    Asks the vCenter from here, with the same code as a job, and no filer; a datastore that no export's definition fits
+    is noted. Ends with 1 when a job would fail because the group selects no VM.
+
+    Example: `safehaul group preview nightly`.
     """
     settings = of(context).settings()
     chosen = _group(settings, group)
@@ -70,11 +73,28 @@ def preview(
     included = [
         (item, forecast(item, chosen, volumes)) for item in in_order(selection.included, chosen.order)
     ]
+    problems = _export_problems(settings, volumes, [item for item, _ in included])
     if as_json:
-        show_json(_as_json(chosen, selection, included))
+        show_json(_as_json(chosen, selection, included) | {"export_problems": problems})
     else:
         _show(chosen, selection, included)
+        for problem in problems:
+            say(f"note: {safe_lines(problem)}")
     check_not_empty(selection, chosen)
+
+
+def _export_problems(settings: Settings, volumes: Volumes, included: list[Included]) -> list[str]:
+    """For each NAS datastore of the VMs the reason why no export's definition fits it; asks no filer."""
+    problems = []
+    for name in sorted({name for item in included for name in item.wanted.datastores}):
+        volume = volumes.get(name)
+        if volume is None or not volume.is_nas:
+            continue  # told at each disk
+        try:
+            match(volume, settings.exports)
+        except SafehaulError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _group(settings: Settings, given: str) -> VmGroup:

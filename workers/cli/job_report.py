@@ -13,7 +13,7 @@ from workers.cli.job_calls import Standing
 from workers.cli.job_list import ListedJob
 from workers.cli.job_pace import span
 from workers.cli.job_view import progress_text
-from workers.cli.output import safe, say, size, table
+from workers.cli.output import safe, safe_lines, say, size, table
 
 
 def only(found: Standing, report: JobReport, vm: str) -> Standing:
@@ -95,7 +95,7 @@ def _show_totals(report: JobReport) -> None:
         f"coordinator {safe(report.coordinator) or 'none'}"
     )
     for item in report.left_out:
-        say(f"left out: {safe(item)}")
+        say(f"left out: {safe_lines(item)}")
     for note in report.noteworthy:
         say(f"note: {safe(note.name)}: {safe(note.reason)}")
 
@@ -103,7 +103,9 @@ def _show_totals(report: JobReport) -> None:
 def _row(vm: VmReport) -> tuple[object, ...]:
     transports = sorted({disk.transport for disk in vm.disks})
     skipped = [f"{disk.label}: {disk.reason}" for disk in vm.disks if disk.transport != "nas"]
-    remarks = [vm.reason] if vm.reason else skipped
+    # Of a reason with lines to copy the first one: they stand once below the table, with the nodes that are left out.
+    first, *more = vm.reason.splitlines() or [""]
+    remarks = [first + (" …" if more else "")] if first else skipped
     if vm.warnings:
         remarks = [*remarks, f"{len(vm.warnings)} warnings"]
     if vm.snapshot_pending:

@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "run",
     "safe",
+    "safe_lines",
     "say",
     "show_json",
     "size",
@@ -129,6 +130,11 @@ def say(text: str) -> None:
 def safe(text: str) -> str:
     """Foreign text (a VM's name, a path) in one line, without control characters and without markup."""
     return escape(plain(text).replace("\n", "\\n"))
+
+
+def safe_lines(text: str) -> str:
+    """Foreign text of several lines that a person may copy (TOML to add), the later ones indented; else as `safe`."""
+    return "\n    ".join(safe(line) for line in text.splitlines())
 
 
 def plain(text: str) -> str:

@@ -48,8 +48,8 @@ min_free_bytes = "1 MiB"
 
 
 def _site() -> Site:
-    """The VMs of the documents' examples: `web-1` can be restored in place, and a job over all lasts long enough to be
-    cancelled by hand.
+    """The VMs of the documents' examples: `web-1` can be restored in place; it is the smallest and so a job's last one,
+    which leaves the time to cancel it by hand.
     """
     vms = [
         VmSpec(
@@ -58,7 +58,7 @@ def _site() -> Site:
             power_state="poweredOff",
             disks=[DiskSpec(size_bytes=size * MIB, content="random")],
         )
-        for name, size in [("web-1", 24), *((f"web-{number}", 16) for number in range(2, 10))]
+        for name, size in [("web-1", 8), *((f"web-{number}", 16) for number in range(2, 10))]
     ]
     return demo_site(0).model_copy(update={"vms": vms})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from activities.beat import beat
-from safehaul.errors import BusyError
+from safehaul.errors import BusyError, ConfigError
 from safehaul.messages.steps import StoredFiles, VmRef
 
 # The others' files go within seconds (steps 10). A step that waits longer gives its slot up and is tried again.
@@ -39,8 +40,18 @@ class Spool:
         self._reserved: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Make the spool, and remove what no living VM can still need."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the spool, and remove what no living VM can still need.
+
+        Raises ConfigError when this process may not, or cannot, write there.
+        """
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self._root).close()
+        except OSError as error:
+            raise ConfigError(
+                f"the spool {self._root} cannot be written by uid {os.geteuid()}: {error.strerror}: let the worker's "
+                "user make and write it, or set another spool_dir for this access node"
+            ) from error
         for path in self._root.iterdir():
             with suppress(FileNotFoundError):  # a VM's step has just removed it
                 if time.time() - path.stat().st_mtime > STALE_S:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,17 @@ class DataCentre:
     def environment(self) -> dict[str, str]:
         """What safehaul's processes are given: where the configuration is, and the secret it refers to."""
         return {"SAFEHAUL_CONFIG": str(self.config), PASSWORD_VARIABLE: LAB_PASSWORD} | self.extra_environment
+
+    def shell_environment(self) -> str:
+        """Lines for a person's shell: the programs, what they need to know, and where the hosts' files are."""
+        variables = self.environment | {
+            "TEMPORAL_ADDRESS": self.temporal.address,
+            "DEMO_WEB_UI": self.temporal.ui_url,
+            "DEMO_DATASTORES": str(self.state / "datastores"),
+        }
+        programs = shlex.quote(str(Path(tool("safehaul")).parent))
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        return "\n".join([*lines, f'export PATH={programs}:"$PATH"']) + "\n"
 
     def safehaul(self, *arguments: str, timeout_s: float = 300.0, check: bool = True) -> str:
         """Run the `safehaul` command and return what it printed. Raises LabError when it fails."""

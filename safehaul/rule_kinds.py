@@ -23,7 +23,13 @@ _RECORD_VERSION = re.compile(r"vmx-(\d{1,3})")
 class RuleBase(BaseModel, ABC):
     """What every kind of rule can do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_by_name=True,
+        use_attribute_docstrings=True,
+    )
 
     @property
     def depth(self) -> int:
@@ -64,6 +70,7 @@ class TextRule(RuleBase):
     regex: bool = False
     """False: a glob. True: a regular expression in RE2's syntax, which must fit the whole text."""
     ignore_case: bool = False
+    """True: upper and lower case are the same."""
 
     def _matcher_of(self, pattern: str) -> Matcher:
         return matcher(pattern, regex=self.regex, ignore_case=self.ignore_case)

@@ -39,10 +39,16 @@ class Catalog:
     def __init__(self, url: str) -> None:
         """Open, and make the tables of an empty database.
 
-        Raises ConfigError when the database cannot be opened or has another schema.
+        Raises ConfigError when the database cannot be opened, lacks its driver, or has another schema.
         """
         self._shown_url = make_url(url).render_as_string(hide_password=True)
-        self._engine = create_engine(url)
+        try:
+            self._engine = create_engine(url)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the catalogue {self._shown_url} needs the Python package {error.name}, which is not installed beside "
+                "safehaul; see [catalog] url"
+            ) from None
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _prepare_sqlite)
         found = self._make_tables()

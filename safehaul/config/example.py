@@ -1,7 +1,16 @@
-"""A complete configuration with a comment on every key, for the command line and the documentation."""
+"""Configurations to begin with: a complete one with a comment on every key, and a short one."""
 
 from __future__ import annotations
 
+from uuid import uuid4
+
+from safehaul.config.reference_text import EXAMPLES
+
+_EXAMPLE_ID = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
+_SHORT_HEAD = """\
+# safehaul.toml: replace what follows by your own; `safehaul config reference` has every key.
+# Passwords are never here: the file that `password` names holds vCenter's.
+"""
 _EXAMPLE = """\
 # safehaul.toml: found by --config, by SAFEHAUL_CONFIG, here, or at /etc/safehaul/safehaul.toml.
 # Any key can be set from the environment instead: SAFEHAUL_TEMPORAL__ADDRESS, SAFEHAUL_VCENTERS__MAIN__URL.
@@ -125,3 +134,14 @@ removal_handover_after_s = 600 # a removal that takes longer goes on beside the 
 def example_toml() -> str:
     """The text of a valid configuration that shows every table and key."""
     return _EXAMPLE
+
+
+def short_toml() -> str:
+    """The text of a valid configuration with little more than what must be there."""
+    tables = [text for key, text in EXAMPLES.items() if key != "temporal.tls"]
+    return "\n".join([_SHORT_HEAD, *tables])
+
+
+def with_own_id(text: str) -> str:
+    """An example with a new `installation_id`: two of one id would take each other's snapshots for their own."""
+    return text.replace(_EXAMPLE_ID, str(uuid4()))

@@ -11,13 +11,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from safehaul.messages.exports import NAME_PATTERN
 
 _SIZE = re.compile(r"\s*(\d{1,18})\s*(B|[KMGTP]iB)?\s*")
-_SIZE_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50}
+SIZE_FACTORS = {unit: 1 << 10 * power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))}
+"""Unit → bytes, ascending."""
 
 
 class Section(BaseModel):
-    """A table of the configuration. A person types it: unknown keys are an error."""
+    """A table of the configuration. A person types it: unknown keys are an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    The texts below its keys are what docs/configuration.md says of them (`config.reference`).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 def parse_size_bytes(value: object) -> object:
@@ -32,7 +38,7 @@ def parse_size_bytes(value: object) -> object:
     if match is None:
         msg = 'must be a number of bytes or a text such as "512 MiB" (units: B, KiB, MiB, GiB, TiB, PiB)'
         raise ValueError(msg)
-    return int(match[1]) << _SIZE_UNITS[match[2] or "B"]
+    return int(match[1]) * SIZE_FACTORS[match[2] or "B"]
 
 
 def _check_absolute(value: str) -> str:

@@ -42,7 +42,10 @@ def find_config(explicit: str | Path | None = None) -> Path:
         if path.is_file():
             return path
     tried = ", ".join(str(path) for path in DEFAULT_PATHS)
-    msg = f"no configuration found (looked for {tried}): name one with --config or {CONFIG_VARIABLE}"
+    msg = (
+        f"no configuration found (looked for {tried}): name one with --config or {CONFIG_VARIABLE}, or begin one by "
+        "`safehaul config example --short > safehaul.toml`"
+    )
     raise ConfigError(msg)
 
 

@@ -37,11 +37,16 @@ class TlsSettings(Section):
     """TLS to the Temporal server; the system's CAs unless `server_ca_file` says otherwise."""
 
     enabled: bool = True
+    """`false`: no TLS after all, without taking the other keys out."""
     server_ca_file: AbsolutePath | None = None
+    """PEM file of the CA certificates that the server's certificate is checked against. Not set: the system's
+    CAs."""
     domain: str = Field(default="", max_length=253)
     """Name that the server's certificate must carry, where it differs from the address."""
     client_cert_file: AbsolutePath | None = None
+    """PEM file of a client certificate, for a server that asks for one; goes together with `client_key_file`."""
     client_key_file: AbsolutePath | None = None
+    """PEM file of that certificate's private key."""
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> TlsSettings:
@@ -60,9 +65,13 @@ class TemporalSettings(Section):
     """Where the Temporal server is."""
 
     address: str = Field(default="127.0.0.1:7233", pattern=r"^[^\s/@]+:\d{1,5}$", max_length=300)
+    """`host:port` of the server's frontend."""
     namespace: str = Field(default="default", min_length=1, max_length=255)
+    """Namespace that the jobs run in. It must exist."""
     tls: Annotated[TlsSettings, BeforeValidator(_tls_from_bool)] = TlsSettings(enabled=False)
+    """`true`: TLS, checked against the system's CAs; or a table with keys of its own."""
     api_key: SecretRef | None = None
+    """API key, for a server that asks for one; needs TLS."""
 
     @model_validator(mode="after")
     def _key_needs_tls(self) -> TemporalSettings:
@@ -76,8 +85,10 @@ class CatalogSettings(Section):
     """The catalogue's database. It can always be made again from the repositories."""
 
     url: str = Field(max_length=2048)
-    """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name`."""
+    """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name` (needs the package
+    `psycopg` beside safehaul). An SQLite file needs one machine for CommServe and MediaAgents."""
     password: SecretRef | None = None
+    """Password of the URL's user; never in the URL."""
 
     @model_validator(mode="after")
     def _password_of_a_user(self) -> CatalogSettings:
@@ -103,14 +114,20 @@ class VCenter(Section):
     """A vCenter server, how to log in, and how its certificate is checked (by default: the system's CAs)."""
 
     name: Name
+    """What VM groups call it."""
     url: str = Field(max_length=2048)
     """`https://host[:port][/sdk]`."""
     user: str = Field(min_length=1, max_length=256)
+    """The account, such as `backup@vsphere.local`; it needs the [role](vcenter-role.md)."""
     password: SecretRef
+    """Where its password is."""
     ca_file: AbsolutePath | None = None
+    """PEM file of the CA certificates that the server's certificate is checked against."""
     thumbprint_sha256: str = ""
-    """SHA-256 of the server's certificate; kept as 64 lower-case hexadecimal digits."""
+    """SHA-256 thumbprint of the one certificate that is accepted, whatever name and time it says: 64 hexadecimal
+    digits, with or without colons."""
     insecure_skip_verify: bool = False
+    """`true`: any certificate is accepted, from anybody. For a laboratory; each start logs a warning."""
     max_concurrent_calls: int = Field(default=8, ge=1, le=64)
     """Calls to it at once from each worker process; more wait their turn."""
 
@@ -164,20 +181,28 @@ class AccessNode(Section):
     """A machine that reads disks from the filers."""
 
     name: Name
+    """As in `safehaul worker access-node NAME`."""
     streams: int | None = Field(default=None, ge=1, le=256)
-    """Disks read at once; unset: the node's own count of cores."""
+    """Disks that it reads at once, and VMs of one job that it has in work at once. Not set: as many as it has
+    cores."""
     spool_dir: AbsolutePath = "/var/lib/safehaul/spool"
+    """Directory of its own for the VMs' small files (configuration, NVRAM, logs) between download and repository;
+    the worker's user must be able to make and write it."""
     spool_limit_bytes: SizeBytes = Field(default=2 * _GIB, ge=_MIB)
-    """The most that the small files of the VMs in work may take in `spool_dir`."""
+    """The most that the small files of all VMs in work may take in `spool_dir`; a VM that would pass it waits."""
 
 
 class MediaAgent(Section):
     """A keeper of backups, and its repository."""
 
     name: Name
+    """As in `safehaul worker media-agent NAME`."""
     repository: str = Field(max_length=2048)
-    """URL of the repository: `file:///srv/safehaul/repository`."""
+    """URL of the repository: `file:///srv/safehaul/repository`. All workers open it: on one machine, or on a mount
+    that they share under the same path."""
     pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=_MIB, le=_GIB)
+    """Size of the files that hold the backups' bytes. Read by `safehaul repo init` alone: a repository keeps its
+    own."""
 
     @field_validator("repository")
     @classmethod
@@ -206,15 +231,17 @@ class DiskFilter(Section):
     controller_key: int | None = Field(default=None, ge=0)
     """Device key of its controller: 1000 is the first SCSI controller."""
     unit_number: int | None = Field(default=None, ge=0, le=255)
-    """With `controller_key`: one place, such as 1000 and 2 for SCSI (0:2)."""
+    """Its unit there: with `controller_key = 1000`, 2 is SCSI (0:2)."""
     datastore: Glob = ""
     """Name of the datastore that holds the disk's base."""
     file: Glob = ""
     """Path of the base's descriptor in that datastore: `web-1/web-1_2.vmdk`; `*` takes slashes too."""
     min_size_bytes: SizeBytes | None = None
+    """The least capacity."""
     max_size_bytes: SizeBytes | None = None
-    """Capacities; both bounds belong to the range."""
+    """The largest capacity."""
     ignore_case: bool = False
+    """`true`: upper and lower case are the same."""
 
     @model_validator(mode="after")
     def _says_something(self) -> DiskFilter:
@@ -236,38 +263,48 @@ class VmGroup(Section):
     """VMs that are backed up together: which ones, by which nodes, to which media agent, and how."""
 
     name: Name
+    """As in `safehaul job start NAME`."""
     vcenter: Name
+    """Name of the `[[vcenters]]` that has the VMs."""
     media_agent: Name
+    """Name of the `[[media_agents]]` that keeps the backups."""
     access_nodes: tuple[Name, ...] = Field(default=(), max_length=256)
-    """Empty: every access node of the configuration."""
+    """Names of the `[[access_nodes]]` that may read. Not set: all."""
     rules: tuple[Rule, ...] = Field(min_length=1, max_length=1000)
-    """A VM is selected when any of these matches."""
+    """A VM is selected when any of these matches …"""
     exclude: tuple[Rule, ...] = Field(default=(), max_length=1000)
     """… and none of these does."""
     disks: tuple[DiskFilter, ...] = Field(default=(), max_length=MAX_DISK_FILTERS)
-    """Only disks that any of these fits; empty: all."""
+    """Of a selected VM, only disks that any of these fits (not set: all) …"""
     exclude_disks: tuple[DiskFilter, ...] = Field(default=(), max_length=MAX_DISK_FILTERS)
-    """… and none of these."""
+    """… and none of these. A disk that is left out is named in the report and does not make the VM Partial."""
     allow_empty: bool = False
-    """False: rules that select no VM are an error, not a green job."""
+    """`false`: a job whose rules select no VM fails. `true`: it is Completed, with nothing done."""
     streams: int | None = Field(default=None, ge=1, le=10_000)
-    """The most VMs of a job in work at once, over all its nodes; unset: as many as the nodes have streams."""
+    """The most VMs of a job in work at once, over all its nodes. Not set: as many as the nodes have streams."""
     distribution: Literal["dynamic", "static"] = "dynamic"
+    """`"dynamic"`: one queue, and a node with a free stream gets the next VM. `"static"`: all VMs are divided among
+    the nodes before the first one starts; only what a lost node had goes to others."""
     order: Literal["name", "size", "listed"] = "size"
-    """`size`: largest first; `listed`: as the rules list them."""
+    """`"size"`: largest first; `"name"`: by name; `"listed"`: as the rules list them."""
     quiesce: bool = False
+    """`true`: VMware Tools bring the guest's file systems to rest for the snapshot. `false`: crash-consistent."""
     quiesce_fallback: bool = False
-    """True: a refused quiesce falls back to a crash-consistent snapshot, and the VM's result says so."""
+    """With `quiesce`. `true`: a VM that refuses gets a crash-consistent snapshot, and its report says so. `false`:
+    it fails."""
     snapshot_debt: Literal["refuse", "warn"] = "refuse"
-    """What to do with a VM that needed consolidation before we touched it."""
+    """A VM whose disks needed consolidation before the job touched it: `"refuse"` fails it, `"warn"` backs it up
+    and says so."""
     pending_snapshot: Literal["refuse", "proceed"] = "refuse"
-    """What to do with a VM whose last backup's snapshot is still being removed."""
+    """A VM whose last backup's snapshot is still being removed: `"refuse"` fails it, `"proceed"` backs it up and
+    says so."""
     min_free_bytes: SizeBytes = MIN_FREE_BYTES
-    """Free space of every datastore of a VM below which no snapshot is made, or an existing one is let go."""
+    """With less free space on any datastore of the VM no snapshot is made; and one that is held is given up."""
     max_hold_s: float = Field(default=MAX_HOLD_S, gt=0, le=7 * 86400)
-    """The longest that a snapshot may be held."""
+    """The longest that a snapshot is held; then it is removed, and the VM fails."""
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
-    """A snapshot's removal that takes longer is handed to RemoveSnapshot: the VM's stream is free again."""
+    """A snapshot's removal that takes longer goes on beside the job, without limit; the VM's stream is free
+    again."""
 
     @property
     def disk_selection(self) -> DiskSelection:

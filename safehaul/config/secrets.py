@@ -22,14 +22,16 @@ class SecretRef(BaseModel):
     Resolved only where it is used, so that only a process that logs in to a vCenter holds its password.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     env: str = Field(default="", max_length=256)
-    """Name of an environment variable."""
+    """Name of an environment variable of the process that uses the secret."""
     file: str = Field(default="", max_length=4096)
     """Absolute path of a UTF-8 file; one trailing line break is not part of the secret."""
     keyring: str = Field(default="", max_length=512)
-    """`service/user` of the system's keyring; the last slash divides."""
+    """`service/user`: an entry of the system's keyring; the last slash divides."""
 
     @model_validator(mode="before")
     @classmethod

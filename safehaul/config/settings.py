@@ -67,22 +67,34 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
         env_prefix=ENV_PREFIX,
         env_nested_delimiter=ENV_DELIMITER,
     )
 
     installation_id: UUID
-    """Marks our snapshots: only those of the own installation are ever touched. Made once, never changed."""
+    """Marks the snapshots of this installation; only those are ever removed. Make it once (`uuidgen`), and never
+    change it: snapshots that are held at that moment would be taken for somebody else's."""
     temporal: TemporalSettings = TemporalSettings()
+    """The Temporal server that runs the jobs."""
     catalog: CatalogSettings
+    """The database from which `backups list` and `job list` answer. CommServe and MediaAgents write it. It can
+    always be made again from the repositories (`safehaul catalog rebuild`)."""
     vcenters: tuple[VCenter, ...] = Field(min_length=1, max_length=64)
+    """A vCenter server, and how to log in to it. Its certificate is always checked: against the system's CAs,
+    unless one of `ca_file` and `thumbprint_sha256` is set ([vcenter-role.md](vcenter-role.md#tls))."""
     exports: tuple[BackupExport, ...] = Field(default=(), max_length=1000)
-    """For backup: mounted read only."""
+    """What the hosts mount as a datastore, and what access nodes open for it to read backups: one table for each
+    export of a filer ([filers.md](filers.md)). Through these nothing is ever written."""
     restore_exports: tuple[RestoreExport, ...] = Field(default=(), max_length=1000)
-    """For restore: writable. Never used to read a backup's source."""
+    """The same for restores: what access nodes open to write. Never used to read a backup's source. A datastore
+    without one cannot be restored to."""
     access_nodes: tuple[AccessNode, ...] = Field(min_length=1, max_length=256)
+    """A machine that reads disks from the filers: it runs `safehaul worker access-node NAME`."""
     media_agents: tuple[MediaAgent, ...] = Field(min_length=1, max_length=256)
+    """The keeper of a repository: a machine that runs `safehaul worker media-agent NAME`."""
     vm_groups: tuple[VmGroup, ...] = Field(default=(), max_length=10_000)
+    """VMs that are backed up together: which ones, by which nodes, to which MediaAgent, and how."""
 
     @classmethod
     @override

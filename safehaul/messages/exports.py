@@ -24,36 +24,46 @@ class ExportDefinition(BaseModel):
     unknown fields are an error.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str = Field(pattern=NAME_PATTERN)
+    """The definition's name, for messages."""
     remote_hosts: tuple[str, ...] = Field(min_length=1, max_length=16)
-    """`HostNasVolume.remoteHost` (or any of `remoteHostNames`) values that mean this export."""
+    """The filer as the hosts name it: all names and addresses by which any of them mounts this export
+    (`HostNasVolume.remoteHost` and `remoteHostNames`)."""
     remote_path: str = Field(min_length=1, max_length=1024)
-    """`HostNasVolume.remotePath`."""
+    """The export as the hosts name it (`HostNasVolume.remotePath`): an absolute path."""
     datacenter: str = Field(default="", max_length=80)
-    """Name or moref of the only datacentre whose datastores it is for; empty: any. Two datacentres may each have a
+    """Name or moref of the only datacentre whose datastores it is for. Not set: any. Two datacentres may each have a
     storage network in which the same address is another filer."""
     address: str = ""
-    """Host name or IP address that this access node dials; empty: the first of `remote_hosts`."""
+    """Host name or IP address that access nodes dial. Not set: the first of `remote_hosts`."""
     path: str = ""
-    """Path to mount at `address`; empty: `remote_path`."""
+    """Absolute path that access nodes mount there. Not set: `remote_path`."""
     version: NfsVersion = "auto"
+    """Version of NFS; `"auto"`: the one by which the hosts mount the datastore."""
     nfs_port: int | None = Field(default=None, ge=1, le=65535)
-    """TCP port of the NFS service; None: 2049."""
+    """TCP port of the filer's NFS service. Not set: 2049."""
     mount_port: int | None = Field(default=None, ge=1, le=65535)
-    """TCP port of the v3 mount service; None: ask the filer's portmapper."""
+    """TCP port of the filer's mount service, which version 3 needs. Not set: the filer's portmapper is asked (port
+    111)."""
     reserved_port: bool = True
-    """Dial from a port below 1024, which most filers demand of a client that acts as root."""
+    """Call from a port below 1024, as most filers demand of a client that acts as root. The worker then runs as
+    root or with `CAP_NET_BIND_SERVICE`."""
     uid: int = Field(default=0, ge=0, le=_UID_MAX)
-    """AUTH_SYS user; flat files on a datastore belong to root and are 0600."""
+    """User id by which the filer is called (AUTH_SYS). The disks' files belong to root and nobody else may read
+    them."""
     gid: int = Field(default=0, ge=0, le=_UID_MAX)
+    """Group id by which the filer is called."""
     mounted_at: str | None = None
-    """Absolute directory where the node's kernel has the export mounted; None: the built-in NFS client."""
+    """Absolute directory where the node's kernel has the export mounted; excludes `nfs_port` and `mount_port`. Not
+    set: the built-in NFS client opens the export."""
     writable: bool = False
     """True for restores only, and for each of them: the configuration sets it in `restore_exports`."""
     connect_timeout_s: float = Field(default=15.0, gt=0, le=600)
+    """How long a connection may take."""
     operation_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """How long one call to the filer may take."""
 
     @field_validator("version", mode="before")
     @classmethod

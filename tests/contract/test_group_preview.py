@@ -160,6 +160,21 @@ def test_what_a_transport_cannot_do_is_told_beforehand(
     assert "1 of 10 VMs of vCenter vc are in, with 1.0 MiB; 2 would fail" in shown
 
 
+def test_a_datastore_without_an_export_is_told_with_what_to_add(
+    config: str, lab: LabServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (problem,) = _json(config, capsys, "nightly")["export_problems"]
+    assert "no export is defined for datastore 'gold'" in problem
+    assert run(["--config", config, "group", "preview", "nightly"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    begin = next(number for number, line in enumerate(shown) if line.startswith("note: no export is defined"))
+    toml = "\n".join(line.strip() for line in shown[begin + 1 : begin + 5])
+    assert toml.startswith("[[exports]]")
+    with Path(config).open("a") as file:
+        file.write(toml)
+    assert _json(config, capsys, "nightly")["export_problems"] == []
+
+
 def test_a_person_reads_it_as_a_table(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--config", config, "group", "preview", "nightly"]) == 0
     shown = capsys.readouterr().out

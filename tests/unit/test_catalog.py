@@ -98,6 +98,12 @@ def test_a_database_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> No
         Catalog(f"sqlite:///{tmp_path}/no/such/directory/catalog.db")
 
 
+def test_a_database_without_its_driver_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"needs the Python package psycopg, .* see \[catalog\] url"):
+        Catalog("postgresql://safehaul@db.example.net/catalog")
+
+
 def test_processes_that_open_and_write_an_empty_database_at_once_do_not_fail(url: str) -> None:
     program = (
         "import sys\n"

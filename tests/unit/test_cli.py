@@ -58,8 +58,12 @@ def config(tmp_path: Path) -> Path:
 def backup(config: Path) -> str:
     """A repository with one backup of one disk; its id as a person writes it."""
     assert run(["--config", str(config), "repo", "init"]) == 0
+    return _back_up(config, "s1")
+
+
+def _back_up(config: Path, name: str) -> str:
     repository = Repository.open(LocalStore(config.parent / "repository"))
-    session = open_session(repository, "s1", vc_guid="vc.vm", vm_name="web", point_in_time="snapshot-1")
+    session = open_session(repository, name, vc_guid="vc.vm", vm_name="web", point_in_time="snapshot-1")
     with FileWriter(session) as files:
         files.add("[ds] web/web.vmx", "config", b'displayName = "web"\n')
         files.finish()
@@ -219,6 +223,19 @@ def test_damage_is_named_and_ends_with_1(
     assert "Hard disk 1" in told
     assert "offset" in told
     assert not target.exists()
+
+
+def test_noted_damage_is_healed_by_the_next_backup(config: Path, backup: str) -> None:
+    repository = config.parent / "repository"
+    for path in (repository / "packs").rglob("*"):
+        if path.is_file():
+            _flip(path, 100)
+    assert run(["--config", str(config), "repo", "verify", "--full"]) == 1
+    assert not list((repository / "gc").glob("*")), "a look changes nothing"
+    assert run(["--config", str(config), "repo", "verify", "--full", "--note-damage"]) == 1
+    assert list((repository / "gc").glob("*"))
+    _back_up(config, "s2")
+    assert run(["--config", str(config), "backups", "verify", backup]) == 0
 
 
 def _flip(path: Path, offset: int) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lab.processes import tool
 from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import BackupRow, JobRow, JobVmRow
 from safehaul.errors import InvalidInputError
 from tests.unit.test_cli import ALL, CHUNK, _flip, backup, config
+from workers.cli import output
 from workers.cli.app import run
 from workers.cli.job_list import ListedJob, Wanted, merged
 from workers.cli.times import parse_since
@@ -189,8 +191,46 @@ def test_two_vms_of_one_name_must_be_told_apart(
             )
         )
     catalog.close()
-    assert run(["--config", str(config), "backups", "verify", "twin", "--all"]) == 2
-    assert "vc.1, vc.2" in capsys.readouterr().err
+    for what in (["twin", "--all"], ["twin/latest"]):
+        assert run(["--config", str(config), "backups", "verify", *what]) == 2
+        assert "vc.1, vc.2" in capsys.readouterr().err
+
+
+def test_the_newest_backup_of_a_vm_is_called_latest(
+    config: Path, backup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--config", str(config)]
+    assert run([*base, "backups", "verify", "web/latest"]) == 2
+    assert "no backup of a VM 'web'" in capsys.readouterr().err
+    catalog = Catalog(f"sqlite:///{config.parent}/catalog.db")
+    vc_guid, backup_id = backup.split("/")
+    for row_id, committed in (("20260101T000000Z-a", "20260101T000000Z"), (backup_id, "20260102T000000Z")):
+        for guid, name in ((vc_guid, "web"), ("vc.3", "web 100% / blue")):
+            catalog.record_backup(
+                BackupRow(
+                    vc_guid=guid,
+                    backup_id=row_id,
+                    vm_name=name,
+                    vm_group="g",
+                    job_id="j",
+                    media_agent="vault",
+                    status="Completed",
+                    committed=committed,
+                )
+            )
+    catalog.close()
+    assert run([*base, "backups", "list", "--vm", "web", "--ids"]) == 0
+    assert capsys.readouterr().out == f"{backup}\n{vc_guid}/20260101T000000Z-a\n"
+    for vm in ("web", vc_guid):
+        assert run([*base, "backups", "verify", f"{vm}/latest", "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)[0]["backup_id"] == backup_id
+        assert f"{vm}/latest is {backup}, Completed, committed 20260102T000000Z" in told.err
+    assert run([*base, "backups", "show", "web 100% / blue/latest"]) == 1
+    assert "there is no backup" in capsys.readouterr().err, "the row is older than the repository"
+    target = config.parent / "latest.raw"
+    assert run([*base, "restore", "disk", "web/latest", "2000", "--to", str(target)]) == 0
+    assert target.exists()
 
 
 @pytest.fixture
@@ -240,3 +280,23 @@ def test_the_installed_command_completes_itself() -> None:
     environment["_SAFEHAUL_COMPLETE"] = "source_bash"
     script = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     assert "complete -o default -F _safehaul_completion safehaul" in script.stdout
+
+
+def test_a_narrow_terminal_breaks_no_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backup_id = f"{'a' * 36}.{'b' * 36}/20261126T112712Z-0011223344556677"
+    rows = [("数据库 main", "1.2 MiB", backup_id), ("[red]x", "13.0 MiB", "")]
+    monkeypatch.setattr(output, "console", lambda: Console(width=80, highlight=False))
+    output.table(["VM", "stored>", "backup"], rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "VM             stored  backup",
+        "数据库 main   1.2 MiB",
+        f"    {backup_id}",
+        "[red]x       13.0 MiB",
+    ]
+    monkeypatch.setattr(output, "console", lambda: Console(width=200, highlight=False))
+    output.table(["VM", "stored>", "backup"], rows)
+    shown = capsys.readouterr().out
+    assert f"│ {backup_id} │" in shown
+    assert "│ [red]x " in shown

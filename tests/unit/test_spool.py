@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import spool as spooling
 from activities.spool import Spool, write_new
-from safehaul.errors import BusyError
+from safehaul.errors import BusyError, ConfigError
 from safehaul.messages.steps import StoredFile, StoredFiles, VmRef
 
 STORED = StoredFiles(files=[StoredFile(name="[ds] vm/vm.vmx", size_bytes=60)])
@@ -117,3 +117,11 @@ def test_what_a_killed_process_left_long_ago_goes_when_the_node_prepares_itself(
     spool.prepare()
     assert not spool.directory(vm(1)).exists()
     assert spool.directory(vm(2)).exists()
+
+
+def test_a_spool_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(
+        ConfigError, match=r"taken/n1 cannot be written by uid \d+: .*: let .* set another spool_dir"
+    ):
+        Spool(tmp_path / "taken" / "n1", 100_000).prepare()

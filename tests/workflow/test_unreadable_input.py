@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
-from tests.workflow.trivial import World
+from tests.workflow.world import World
 from workers.converter import DATA_CONVERTER
 from workflows.backup_job import BackupJob
 from workflows.catalogue import type_names

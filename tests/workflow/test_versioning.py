@@ -5,6 +5,8 @@ snapshot's removal, which may take weeks, moves on.
 from __future__ import annotations
 
 import asyncio
+import shlex
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +23,13 @@ from temporalio.worker import WorkerDeploymentConfig
 
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
+from tests.documents import ROOT, commands
 from tests.workflow.conftest import running
 from tests.workflow.world import World
 from workers.bootstrap import deployment
 from workflows.catalogue import WORKFLOWS
 
 REQUEST = {"vm_group": "test"}
-DEPLOYMENT = "safehaul"
 
 
 @workflow.defn(name="OfBuildTwo", versioning_behavior=VersioningBehavior.PINNED)
@@ -67,15 +69,22 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WorkerDeploymentCo
     return of
 
 
+async def documented(
+    server: TemporalServer, start: str, *more: str, **names: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command of docs/upgrades.md that begins so, with `names` for its words in capitals."""
+    command = next(
+        each for each in commands(ROOT / "docs" / "upgrades.md") if each.text.startswith(f"temporal {start}")
+    )
+    words = [names.get(word, word) for word in shlex.split(command.text)[1:]]
+    return await asyncio.to_thread(server.cli, *words, *more)
+
+
 async def make_current(server: TemporalServer, number: str) -> None:
     """As docs/upgrades.md says; the server knows a build only when its workers have polled."""
     deadline = time.monotonic() + 30
     while True:
-        done = await asyncio.to_thread(
-            server.cli,
-            *("worker", "deployment", "set-current-version", "--yes"),
-            *("--deployment-name", DEPLOYMENT, "--build-id", number),
-        )
+        done = await documented(server, "worker deployment set-current-version", "--yes", NEW=number)
         if done.returncode == 0:
             return
         assert time.monotonic() < deadline, done.stderr
@@ -168,3 +177,32 @@ async def test_the_catch_all_of_the_old_build_takes_no_type_of_the_new_one(
             for number in range(10):
                 handle = await client.start_workflow("OfBuildTwo", id=f"n-{number}", task_queue="commserve")
                 assert await handle.result() == "build two"
+
+
+async def test_the_documents_commands_tell_an_old_build_and_move_a_workflow_from_it(
+    client: Client, server: TemporalServer, build: Callable[[str], WorkerDeploymentConfig]
+) -> None:
+    old, new, gate = World(vm_count=1), World(vm_count=1), threading.Event()
+    new.snapshots = old.snapshots
+
+    def hold(_arg: Any) -> None:
+        gate.wait(60)
+
+    old.hooks["transfer_disk"] = hold
+    async with running(client, old, build=build("1")):
+        await make_current(server, "1")
+        held = await start(client, "held")
+        await until(lambda: old.calls["transfer_disk"])
+        async with running(client, new, build=build("2")):
+            await make_current(server, "2")
+            told = await documented(server, "worker deployment describe-version", OLD="1")
+            assert told.returncode == 0, told.stderr
+            assert "draining" in told.stdout.lower()
+            moved = await documented(server, "workflow update-options", ID="held")
+            assert moved.returncode == 0, moved.stderr
+            gate.set()
+            report = JobReport.model_validate(await held.result())
+        assert report.status == "Completed"
+        assert await build_of(held) == "2"
+        assert await build_of(client.get_workflow_handle(report.vms[0].child_id)) == "1"
+    assert not old.snapshots

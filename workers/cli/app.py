@@ -38,7 +38,9 @@ app.add_typer(backups.app, name="backups", help="List backups, show what one hol
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
 app.add_typer(repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository.")
 app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
-app.add_typer(configuration.app, name="config", help="Check the configuration; print an example.")
+app.add_typer(
+    configuration.app, name="config", help="Check the configuration; print an example or the reference."
+)
 
 
 @app.callback()

@@ -68,5 +68,5 @@ def show_checks(found: Sequence[BackupCheck]) -> None:
     if damaged:
         say(
             f"{damaged} of {len(found)} backups are damaged: everything else in them can be restored; back the VM up "
-            "again, which stores lost chunks anew where it meets them, and see `safehaul repo verify --full`"
+            "again, which stores lost chunks anew; damaged ones after `safehaul repo verify --full --note-damage`"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -21,8 +22,8 @@ from safehaul.media.manifest import (
 from safehaul.media.repository import Repository
 from workers.cli import completion, exits
 from workers.cli.backup_verify import check_backups, show_checks
-from workers.cli.identifiers import parse_backup
-from workers.cli.output import Json, of, safe, say, show_json, size, table
+from workers.cli.identifiers import BACKUP_HELP, find_backup, rows_of
+from workers.cli.output import Json, of, plain, safe, say, show_json, size, table
 from workers.cli.repo import Agent, open_repository
 from workers.cli.times import SINCE_HELP, parse_since
 
@@ -51,6 +52,7 @@ def list_(
     since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most, newest first.")] = 100,
     *,
+    ids: Annotated[bool, typer.Option("--ids", help="Print the backups' ids alone, one a line.")] = False,
     as_json: Json = False,
 ) -> None:
     """List backups from the catalogue, newest first. Example: `safehaul backups list --vm web-1 --since 7d`."""
@@ -66,6 +68,9 @@ def list_(
     catalog.close()
     if as_json:
         show_json([row.model_dump(mode="json") for row in rows])
+        return
+    if ids:
+        sys.stdout.writelines(f"{plain(f'{row.vc_guid}/{row.backup_id}')}\n" for row in rows)
         return
     if not rows:
         say(
@@ -96,9 +101,7 @@ def show(
     context: typer.Context,
     backup: Annotated[
         str,
-        typer.Argument(
-            help="VC.GUID/TIME-ID, as `backups list` shows it.", autocompletion=completion.backups
-        ),
+        typer.Argument(help=BACKUP_HELP, autocompletion=completion.backups),
     ],
     media_agent: Agent = None,
     *,
@@ -106,11 +109,10 @@ def show(
 ) -> None:
     """Show what a backup holds and how its snapshot went, read from the repository itself.
 
-    Example: `safehaul backups show GUID/20261123T003839Z-c64f5b959f5192a3`.
+    Example: `safehaul backups show web-1/latest`, `safehaul backups show GUID/20261123T003839Z-c64f5b959f5192a3`.
     """
-    vc_guid, backup_id = parse_backup(backup)
+    ref = BackupRef(*find_backup(of(context), backup))
     repository = open_repository(of(context).settings(), media_agent)
-    ref = BackupRef(vc_guid, backup_id)
     manifest, index = read_manifest(repository, ref), read_index(repository, ref)
     repository.close()
     if as_json:
@@ -121,7 +123,7 @@ def show(
             }
         )
         return
-    _show(backup, manifest, index)
+    _show(f"{ref.vc_guid}/{ref.backup_id}", manifest, index)
 
 
 @app.command()
@@ -131,7 +133,7 @@ def verify(
         str,
         typer.Argument(
             metavar="BACKUP",
-            help="VC.GUID/TIME-ID; with --all a VM: its name or VC.GUID.",
+            help=f"{BACKUP_HELP} With --all a VM: its name or VC.GUID.",
             autocompletion=completion.backups,
         ),
     ],
@@ -142,13 +144,15 @@ def verify(
 ) -> None:
     """Read every chunk of a backup and check it, as a restore would; name damage by disk and offset.
 
-    Exit code 1 when something is damaged. Example: `safehaul backups verify GUID/20261123T003839Z-c64f5b959f5192a3`,
+    Exit code 1 when something is damaged. Example: `safehaul backups verify web-1/latest`,
     `safehaul backups verify web-1 --all`.
     """
     settings = of(context).settings()
     repository = open_repository(settings, media_agent)
     try:
-        refs = _backups_of(settings, repository, what) if every else [BackupRef(*parse_backup(what))]
+        refs = (
+            _backups_of(settings, repository, what) if every else [BackupRef(*find_backup(of(context), what))]
+        )
         found = check_backups(repository, refs, quiet=as_json)
     finally:
         repository.close()
@@ -162,21 +166,13 @@ def verify(
 
 def _backups_of(settings: Settings, repository: Repository, vm: str) -> list[BackupRef]:
     """All backups of a VM in the repository, oldest first. Raises InvalidInputError."""
-    refs = list(list_backups(repository, vm))
-    if refs:
-        return refs
-    catalog = Catalog(settings.catalog_url())
-    guids = sorted({row.vc_guid for row in catalog.list_backups(vm=vm, limit=100_000)})
-    catalog.close()
-    if len(guids) > 1:
-        raise InvalidInputError(
-            f"several VMs are called {vm[:100]!r}; name one by its VC.GUID: {', '.join(guids)}"
-        )
-    refs = list(list_backups(repository, guids[0])) if guids else []
+    refs = list(list_backups(repository, vm)) or list(
+        list_backups(repository, rows_of(settings, vm)[0].vc_guid)
+    )
     if not refs:
         raise InvalidInputError(
-            f"the repository holds no backup of a VM {vm[:100]!r}: see `safehaul backups list`; names are looked up in "
-            "the catalogue, which `safehaul catalog rebuild` makes again"
+            f"the repository holds no backup of a VM {vm[:100]!r}: its MediaAgent is another, or the catalogue is old, "
+            "which `safehaul catalog rebuild` makes again"
         )
     return refs
 

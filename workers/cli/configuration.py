@@ -1,14 +1,16 @@
-"""`safehaul config …`: check the configuration, print an example."""
+"""`safehaul config …`: check the configuration, print an example, print the reference."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from safehaul.config.example import example_toml
+from safehaul.config.example import example_toml, short_toml, with_own_id
 from safehaul.config.loader import check as check_file
 from safehaul.config.loader import find_config
+from safehaul.config.reference import reference_markdown
 from workers.cli.output import Json, of, plain, safe, say, show_json
 
 app = typer.Typer(no_args_is_help=True)
@@ -30,9 +32,26 @@ def check(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 @app.command()
-def example(*, as_json: Json = False) -> None:
-    """Print a complete configuration with comments. Example: `safehaul config example > safehaul.toml`."""
+def example(
+    *,
+    short: Annotated[bool, typer.Option("--short", help="Little more than what must be there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a complete configuration with comments, or a short one to begin with; each with a new installation_id.
+
+    Example: `safehaul config example --short > safehaul.toml`.
+    """
+    text = with_own_id(short_toml() if short else example_toml())
     if as_json:
-        show_json({"toml": example_toml()})
+        show_json({"toml": text})
     else:
-        sys.stdout.write(example_toml())
+        sys.stdout.write(text)
+
+
+@app.command()
+def reference(*, as_json: Json = False) -> None:
+    """Print what every key of the configuration means, as Markdown. Example: `safehaul config reference`."""
+    if as_json:
+        show_json({"markdown": reference_markdown()})
+    else:
+        sys.stdout.write(reference_markdown())

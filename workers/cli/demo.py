@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -15,14 +17,16 @@ from types import FrameType
 from typing import Any
 
 from lab.datacentre import VM_GROUP, DataCentre
-from lab.processes import LabError, tool
+from lab.processes import LabError
 from lab.proof import Witness
-from lab.site import LAB_PASSWORD, demo_site
+from lab.site import demo_site
 from workers.cli.demo_checks import Checks, mib
 from workers.cli.output import show_json
 
 WORKFLOW_ID = "demo-1"
 JOB_WITHIN_S = 600.0
+ENVIRONMENT = Path(sys.prefix) / "demo-environment"
+"""Of the demo that was kept last: a link to its file of variables, at a place that a person can type."""
 
 
 class _InterruptedError(Exception):
@@ -160,11 +164,18 @@ class Demo:
         self._say(f"  its VMs:       {url}/namespaces/default/workflows?query=VmGroup%3D%22{VM_GROUP}%22")
 
     def _stay(self) -> None:
+        file = self._directory / "environment"
+        file.write_text(self._lab.shell_environment())
+        try:
+            _link(ENVIRONMENT, file)
+            file = ENVIRONMENT
+        except OSError as error:  # a virtual environment of somebody else's: the long path serves as well
+            self._say(f"({ENVIRONMENT} cannot be made: {error.strerror})")
         self._say(
-            "\nEverything runs until Ctrl-C. Try, in another terminal:\n"
-            f"  export SAFEHAUL_CONFIG={self._lab.config} LAB_VCENTER_PASSWORD={LAB_PASSWORD}\n"
-            f"  {tool('safehaul')} backups list\n"
-            f"  {tool('temporal')} workflow list --address {self._lab.temporal.address}"
+            "\nEverything runs until Ctrl-C. docs/tutorial.md goes on here, in another terminal in this directory:\n"
+            f"  . {shlex.quote(_shown(file))}\n"
+            "  safehaul backups list\n"
+            "  temporal workflow list"
         )
         while True:
             try:
@@ -177,6 +188,9 @@ class Demo:
             self._say(f"--- {name}: {worker.log_end(10)}")
 
     def _clean_up(self) -> None:
+        with contextlib.suppress(OSError):  # there is none, or it is another demo's
+            if ENVIRONMENT.readlink().parent == self._directory:
+                ENVIRONMENT.unlink()
         self._lab.stop()
         self._checks.all_ended()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -195,6 +209,18 @@ def run_demo(vms: int = 6, *, keep: bool = False, as_json: bool = False) -> int:
     if as_json:
         show_json(demo.result())
     return code
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make a symbolic link, in place of one that a demo left behind that was killed."""
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(target)
+
+
+def _shown(path: Path) -> str:
+    """The path as one types it here: from the working directory when it is below."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,11 +12,14 @@ from activities.peers import Peers
 from activities.selection import Forecast, check_not_empty, forecast, survey
 from safehaul.config.models import VmGroup
 from safehaul.config.settings import Settings
+from safehaul.errors import NotFoundError, SafehaulError
 from safehaul.groups import Included, Selection, in_order
-from safehaul.messages.inventory import VmRecord
+from safehaul.messages.inventory import NasVolume, VmRecord
+from safehaul.nas.definition import match
+from safehaul.vsphere.datastores import find_volume
 from safehaul.vsphere.inventory import all_nas_volumes
 from workers.cli.given_group import looks_whole, whole_group
-from workers.cli.output import Json, of, safe, say, show_json, size, table
+from workers.cli.output import Json, of, safe, safe_lines, say, show_json, size, table
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -54,8 +58,10 @@ def preview(
 ) -> None:
     """Show who is in a VM group now, who is out, and by which rule; nothing is changed.
 
-    Asks the vCenter from here, with the same code as a job. Ends with 1 when a job would fail because the group
-    selects no VM. Example: `safehaul group preview nightly`.
+    Asks the vCenter from here, with the same code as a job, and no filer; a datastore that no export's definition fits
+    is noted. Ends with 1 when a job would fail because the group selects no VM.
+
+    Example: `safehaul group preview nightly`.
     """
     settings = of(context).settings()
     chosen = whole_group(settings, group)[1] if looks_whole(group) else settings.vm_group(group)
@@ -68,11 +74,29 @@ def preview(
     included = [
         (item, forecast(item, chosen, volumes)) for item in in_order(selection.included, chosen.order)
     ]
+    problems = _export_problems(settings, volumes, [item for item, _ in included])
     if as_json:
-        show_json(_as_json(chosen, selection, included))
+        show_json(_as_json(chosen, selection, included) | {"export_problems": problems})
     else:
         _show(chosen, selection, included)
+        for problem in problems:
+            say(f"note: {safe_lines(problem)}")
     check_not_empty(selection, chosen)
+
+
+def _export_problems(settings: Settings, volumes: list[NasVolume], included: list[Included]) -> list[str]:
+    """For each NAS datastore of the VMs the reason why no export's definition fits it; asks no filer."""
+    wanted = {ref.key: ref for item in included for ref in item.wanted.datastore_refs}
+    problems = []
+    for _, ref in sorted(wanted.items()):
+        with suppress(NotFoundError):  # told at each disk
+            volume = find_volume(volumes, ref)
+            try:
+                if volume.is_nas:
+                    match(volume, settings.exports)
+            except SafehaulError as error:
+                problems.append(str(error))
+    return problems
 
 
 def _described(settings: Settings, group: VmGroup) -> dict[str, Any]:

@@ -13,10 +13,7 @@ from workers.cli.job_calls import Standing
 from workers.cli.job_list import ListedJob
 from workers.cli.job_pace import span
 from workers.cli.job_view import progress_text
-from workers.cli.output import safe, say, size, table
-
-DETAILED_VMS = 20
-"""Up to so many VMs the report shows each disk and step; a larger job's VMs one at a time, by `--vm`."""
+from workers.cli.output import safe, safe_lines, say, size, table
 
 
 def only(found: Standing, report: JobReport, vm: str) -> Standing:
@@ -80,9 +77,9 @@ def show_report(report: JobReport) -> None:
     columns = ["VM", "status", "node", "transport", "on disk>", "read>", "stored>", "seconds>", "remarks"]
     if report.vms:
         table(columns, [_row(vm) for vm in report.vms])
-    if len(report.vms) <= DETAILED_VMS:
-        _show_details(report.vms)
-    else:
+    if len(report.vms) == 1:
+        _show_details(report.vms[0])
+    elif report.vms:
         say(f"a VM's disks, steps and backup: safehaul job show {safe(report.workflow_id)} --vm NAME")
     _show_totals(report)
 
@@ -98,7 +95,7 @@ def _show_totals(report: JobReport) -> None:
         f"coordinator {safe(report.coordinator) or 'none'}"
     )
     for item in report.left_out:
-        say(f"left out: {safe(item)}")
+        say(f"left out: {safe_lines(item)}")
     for note in report.noteworthy:
         say(f"note: {safe(note.name)}: {safe(note.reason)}")
 
@@ -106,7 +103,9 @@ def _show_totals(report: JobReport) -> None:
 def _row(vm: VmReport) -> tuple[object, ...]:
     transports = sorted({disk.transport for disk in vm.disks})
     skipped = [f"{disk.label}: {disk.reason}" for disk in vm.disks if disk.transport != "nas"]
-    remarks = [vm.reason] if vm.reason else skipped
+    # Of a reason with lines to copy the first one: they stand once below the table, with the nodes that are left out.
+    first, *more = vm.reason.splitlines() or [""]
+    remarks = [first + (" …" if more else "")] if first else skipped
     if vm.warnings:
         remarks = [*remarks, f"{len(vm.warnings)} warnings"]
     if vm.snapshot_pending:
@@ -124,10 +123,9 @@ def _row(vm: VmReport) -> tuple[object, ...]:
     )
 
 
-def _show_details(vms: list[VmReport]) -> None:
+def _show_details(vm: VmReport) -> None:
     disks = [
         (
-            vm.name,
             f"{disk.key} ({disk.label})",
             disk.transport,
             disk.format,
@@ -137,17 +135,17 @@ def _show_details(vms: list[VmReport]) -> None:
             f"{disk.seconds:,.1f}",
             disk.reason,
         )
-        for vm in vms
         for disk in vm.disks
     ]
     if disks:
-        columns = ["VM", "disk", "transport", "format", "on disk>", "read>", "stored>", "seconds>", "remark"]
+        columns = ["disk", "transport", "format", "on disk>", "read>", "stored>", "seconds>", "remark"]
         table(columns, disks)
-    for vm in vms:
-        steps = ", ".join(f"{name} {seconds:,.1f}" for name, seconds in vm.step_seconds.items())
-        if steps:
-            say(f"{safe(vm.name)}: seconds: {safe(steps)}")
-        for warning in vm.warnings:
-            say(f"{safe(vm.name)}: warning: {safe(warning)}")
-        if vm.backup_id:
-            say(f"{safe(vm.name)}: backup {safe(f'{vm.vc_guid}/{vm.backup_id}')}")
+    steps = ", ".join(f"{name}: {seconds:,.1f}" for name, seconds in vm.step_seconds.items())
+    if steps:
+        say(f"seconds of each step: {safe(steps)}")
+    for file in vm.skipped_files:
+        say(f"not in the backup: {safe(file.path)}: {safe(file.reason)}")
+    for warning in vm.warnings:
+        say(f"warning: {safe(warning)}")
+    if vm.backup_id:
+        say(f"backup: {safe(f'{vm.vc_guid}/{vm.backup_id}')}")

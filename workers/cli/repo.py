@@ -57,14 +57,18 @@ def verify(
     media_agent: Agent = None,
     *,
     full: Annotated[bool, typer.Option("--full", help="Read every byte, not only the packs' lists.")] = False,
+    note_damage: Annotated[
+        bool,
+        typer.Option("--note-damage", help="Record what is damaged: later backups store those chunks again."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Look for damage, and name the backups and VMs that it touches. Example: `safehaul repo verify --full`.
 
-    Exit code 1 when something is damaged.
+    Changes nothing, but for the record that `--note-damage` writes. Exit code 1 when something is damaged.
     """
-    repository = open_repository(of(context).settings(), media_agent)
-    report = verify_repository(repository, full=full)
+    repository = open_repository(of(context).settings(), media_agent, for_writing=note_damage)
+    report = verify_repository(repository, full=full, note_damage=note_damage)
     repository.close()
     if as_json:
         show_json(report.model_dump(mode="json"))
@@ -115,6 +119,6 @@ def choose(settings: Settings, name: str | None) -> MediaAgent:
     return settings.media_agents[0]
 
 
-def open_repository(settings: Settings, name: str | None) -> Repository:
-    """The repository of a MediaAgent, for reading only: nothing of it has to be understood for writing."""
-    return Repository.open(open_store(choose(settings, name).repository), for_writing=False)
+def open_repository(settings: Settings, name: str | None, *, for_writing: bool = False) -> Repository:
+    """The repository of a MediaAgent; for reading only, nothing of it has to be understood for writing."""
+    return Repository.open(open_store(choose(settings, name).repository), for_writing=for_writing)

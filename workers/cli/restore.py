@@ -16,7 +16,7 @@ from safehaul.messages.restore import MacPolicy, RestoreDiskRequest, RestoreStat
 from workers.bootstrap import connect
 from workers.cli import completion, exits, restore_calls
 from workers.cli.disk_image import find_disk, write_image
-from workers.cli.identifiers import parse_backup
+from workers.cli.identifiers import BACKUP_HELP, find_backup
 from workers.cli.output import Json, console, of, run, safe, say, show_json, size
 from workers.cli.repo import Agent, open_repository
 from workers.cli.restore_calls import Ended
@@ -26,7 +26,7 @@ from workflows.inputs import describe
 app = typer.Typer(no_args_is_help=True)
 Backup = Annotated[
     str,
-    typer.Argument(help="VC.GUID/TIME-ID, as `backups list` shows it.", autocompletion=completion.backups),
+    typer.Argument(help=BACKUP_HELP, autocompletion=completion.backups),
 ]
 Node = Annotated[
     str | None,
@@ -88,13 +88,14 @@ def vm(
     3 restored, but something is missing (a disk that the backup skipped, the power-on); 1 failed, nothing is left;
     4 cancelled, nothing is left.
 
-    Example: `safehaul restore vm GUID/TIME-ID --name "web-1 restored" --datastore nfs-gold`.
+    Example: `safehaul restore vm web-1/latest --name "web-1 restored" --datastore nfs-gold`.
 
     Example: `safehaul restore vm GUID/TIME-ID --in-place --power-on`.
     """
+    found = find_backup(of(context), backup)
     try:
         request = RestoreVmRequest(
-            backup="/".join(parse_backup(backup)),
+            backup="/".join(found),
             name=name,
             datastore=datastore,
             datacenter=datacenter,
@@ -144,7 +145,7 @@ def disk(
 ) -> None:
     """Restore one disk of a backup: to a raw file, or into a VM as one more disk. Nothing is ever overwritten.
 
-    Example: `safehaul restore disk GUID/TIME-ID 2000 --to web-1.raw`.
+    Example: `safehaul restore disk web-1/latest 2000 --to web-1.raw`.
 
     Example: `safehaul restore disk GUID/TIME-ID "Hard disk 1" --to-vm web-2`.
     """
@@ -157,9 +158,10 @@ def disk(
             raise InvalidInputError(f"{', '.join(misplaced)} goes with --to-vm, not with --to")
         _to_file(context, backup, which, to, media_agent, as_json=as_json)
         return
+    found = find_backup(of(context), backup)
     try:
         request = RestoreDiskRequest(
-            backup="/".join(parse_backup(backup)),
+            backup="/".join(found),
             disk=which,
             to_vm=to_vm or "",
             datastore=datastore,
@@ -235,7 +237,7 @@ def _restore(
 def _to_file(
     context: typer.Context, backup: str, which: str, to: Path, media_agent: str | None, *, as_json: bool
 ) -> None:
-    vc_guid, backup_id = parse_backup(backup)
+    vc_guid, backup_id = find_backup(of(context), backup)
     repository = open_repository(of(context).settings(), media_agent)
     try:
         reader = BackupReader(repository, vc_guid, backup_id)
@@ -252,7 +254,9 @@ def _to_file(
         repository.close()
     if as_json:
         what = {"key": found.key, "label": found.label, "capacity_bytes": found.capacity_bytes}
-        show_json({"backup": backup, "disk": what, "file": str(to), "written_bytes": written})
+        show_json(
+            {"backup": f"{vc_guid}/{backup_id}", "disk": what, "file": str(to), "written_bytes": written}
+        )
     else:
         sizes = f"{size(found.capacity_bytes)}, {size(written)} of it data"
         say(f"wrote {safe(found.label)} ({sizes}) to {safe(str(to))}")

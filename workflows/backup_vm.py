@@ -9,7 +9,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
-    from workflows.nodes import run_on_node
+    from workflows.nodes import nobody_took_it, run_on_node
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
     from workflows.vm_report import VmStory, nothing_readable
@@ -133,7 +133,15 @@ class BackupVm:
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
-                remove_snapshot(self._input, self._vm, plan, snapshot, inspection, self._asked_at)
+                remove_snapshot(
+                    self._input,
+                    self._vm,
+                    plan,
+                    snapshot,
+                    inspection,
+                    self._asked_at,
+                    node_is_dead=isinstance(ending, ActivityError) and nobody_took_it(ending),
+                )
             )
         self._story.removed(removal)
         if ending is not None:

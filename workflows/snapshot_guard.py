@@ -118,6 +118,8 @@ async def remove_snapshot(
     snapshot: SnapshotRef | None,
     inspection: Inspection | None,
     asked_at: datetime,
+    *,
+    node_is_dead: bool = False,
 ) -> Removal:
     """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal.
 
@@ -129,6 +131,7 @@ async def remove_snapshot(
         inspection: the VM before.
         asked_at: when the creation began. One that failed sooner than a worker can be taken for dead is over; of one
             that failed later a try may still be under way, unheard, and ask vCenter: then a second look is taken.
+        node_is_dead: nobody took a step of the VM's node, nor a ping: another node is asked at once.
     """
     removal = RemovalInput(
         vm=ref,
@@ -138,26 +141,27 @@ async def remove_snapshot(
         within_s=policies.REMOVAL_TRY.total_seconds(),
     )
     late = snapshot is None and workflow.now() - asked_at >= policies.HEARTBEAT
-    done = await _remove_or_hand_over(removal, vm)
+    passed_over = node_is_dead and workflow.patched("dead-node-is-passed-over")
+    done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
     if late and done.gone and not done.vm_gone and workflow.patched("look-for-late-creation"):
         await workflow.sleep(
             policies.LATE_CREATION_WITHIN, summary="Step 13 · until no lost try can ask for the snapshot"
         )
-        done = await _remove_or_hand_over(removal, vm)
+        done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
     return done
 
 
-async def _remove_or_hand_over(removal: RemovalInput, vm: BackupVmInput) -> Removal:
+async def _remove_or_hand_over(removal: RemovalInput, vm: BackupVmInput, *, passed_over: bool) -> Removal:
     handover = timedelta(seconds=vm.options.removal_handover_s)
-    try:
-        done = await _try_on(policies.control_queue(vm.node), removal, handover)
-    except ActivityError as error:
-        if not nobody_took_it(error):
-            return await hand_over(removal, vm.vm_group, explain(error))
+    anyone = policies.ACCESS_NODES_QUEUE
+    for queue in (anyone,) if passed_over else (policies.control_queue(vm.node), anyone):
         try:
-            done = await _try_on(policies.ACCESS_NODES_QUEUE, removal, handover)
-        except ActivityError as error_anywhere:
-            return await hand_over(removal, vm.vm_group, explain(error_anywhere))
+            done = await _try_on(queue, removal, handover)
+        except ActivityError as error:
+            if queue == anyone or not nobody_took_it(error):
+                return await hand_over(removal, vm.vm_group, explain(error))
+        else:
+            break
     return done if done.gone else await hand_over(removal, vm.vm_group, done.reason)
 
 

@@ -159,6 +159,14 @@ def steps_of(lab: DataCentre, workflow_id: str) -> list[DoneStep]:
     return steps
 
 
+def queues_asked(lab: DataCentre, workflow_id: str, activity: str) -> list[str]:
+    """The task queues on which a workflow has scheduled an activity, taken or not, in order, from its history."""
+    done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    asked = (item.get("activityTaskScheduledEventAttributes") for item in json.loads(done.stdout)["events"])
+    return [item["taskQueue"]["name"] for item in asked if item and item["activityType"]["name"] == activity]
+
+
 def results_of(lab: DataCentre, workflow_id: str, activity: str) -> list[dict[str, Any]]:
     """What the activity of that name has returned in a workflow, from its history."""
     done = lab.temporal.cli("workflow", "show", "--workflow-id", workflow_id, "--output", "json")

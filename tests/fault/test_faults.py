@@ -12,7 +12,7 @@ from lab.datacentre import PASSWORD_VARIABLE, DataCentre
 from lab.esx.api import FaultRule
 from lab.proof import Witness
 from lab.site import BACKUP_PRIVILEGES, BACKUP_USER
-from tests.e2e.site import data_centre, report_of, run_job, start_job, vm_of, wait_end
+from tests.e2e.site import data_centre, queues_asked, report_of, run_job, start_job, vm_of, wait_end
 from tests.e2e.test_cancel import small_site
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,8 @@ def test_a_killed_access_node_leaves_no_snapshot_and_the_other_node_goes_on(lab:
         assert by_node["node-2"]["status"] == "Failed"
         assert "does not answer" in by_node["node-2"]["reason"]
         _until(lambda: witness.problems() == [], 60)
+        asked = queues_asked(lab, by_node["node-2"]["child_id"], "remove_snapshot")
+        assert set(asked) == {"access-nodes"}, "nobody waits for a dead node again"
     finally:
         lab.start_worker("access-node", "node-2")
     assert run_job(lab, "after-the-kill")["status"] == "Completed"

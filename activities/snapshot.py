@@ -9,12 +9,14 @@ from temporalio import activity
 from activities.beat import beat, keep_alive
 from activities.disks import volumes_of
 from activities.errors import step
+from activities.hold import check_hold
 from activities.peers import Peers
 from safehaul.errors import BusyError, InvalidInputError, PolicyError, UnsupportedError
 from safehaul.messages.inventory import VmState
 from safehaul.messages.marker import SnapshotMarker
 from safehaul.messages.steps import (
     CreateSnapshotInput,
+    HoldInput,
     InspectInput,
     Inspection,
     Removal,
@@ -94,6 +96,16 @@ class Snapshots:
             created=taken.created,
             quiesced=taken.quiesced,
         )
+
+    @step("watch_snapshot")
+    def watch_snapshot(self, arg: HoldInput) -> None:
+        """While the snapshot is held: looks whether it may still be, by its age and its datastores' room.
+
+        Changes nothing; a second run looks again. Errors: it is held too long, or a datastore is too full; both have
+        the workflow remove it.
+        """
+        state = vms.vm_state(self._peers.vcenter(arg.vm.vcenter), arg.vm.moref)
+        check_hold(arg.vm, arg.options, arg.created_at, state.disks, volumes_of(self._peers, arg.vm))
 
     @step("remove_snapshot")
     def remove_snapshot(self, arg: RemovalInput) -> Removal:

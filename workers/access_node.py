@@ -75,6 +75,7 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         job.close_job,
         snapshots.inspect_vm,
         snapshots.create_snapshot,
+        snapshots.watch_snapshot,
         snapshots.remove_snapshot,
         transport.check_transport,
         transport.download_files,

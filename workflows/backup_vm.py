@@ -9,7 +9,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         CheckTransportInput,
         DownloadInput,
         FinishInput,
+        HoldInput,
         IndexInput,
         InspectInput,
         Inspection,
@@ -41,6 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import BackupVmInput, VmProgressDetail, VmReport, VmStatus
     from workflows import policies
     from workflows.cancel_signal import ask_for_cancel
+    from workflows.hold import Hold
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
     from workflows.nodes import nobody_took_it, run_on_node
@@ -57,7 +59,7 @@ class BackupVm:
 
     def __init__(self) -> None:
         self._story = VmStory()
-        self._hold: asyncio.Timeout | None = None
+        self._hold = Hold()
         self._canceller: asyncio.Task[None] | None = None
 
     @workflow.run
@@ -123,7 +125,10 @@ class BackupVm:
             # Step 7
             snapshot = await self._create_snapshot(plan)
             self._stop_if_cancelled()
-            session, sealed = await self._while_held(snapshot)
+            held = HoldInput(
+                vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
+            )
+            session, sealed = await self._hold.limit(held, self._read_and_seal(snapshot))
             self._stop_if_cancelled()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again after the removal
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
@@ -151,29 +156,6 @@ class BackupVm:
         assert session is not None
         assert sealed is not None
         await self._index(snapshot, session, sealed, removal)
-
-    async def _while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
-        """Steps 8–12, cut off when the snapshot has been held for `max_hold`, whatever they wait for then."""
-        if not workflow.patched("hold-is-limited"):
-            return await self._read_and_seal(snapshot)
-        limit_s = self._input.options.max_hold_s
-        try:
-            async with asyncio.timeout(limit_s) as self._hold:
-                read = await self._read_and_seal(snapshot)
-        except (FailureError, TimeoutError, asyncio.CancelledError) as error:
-            too_long, self._hold = self._held_too_long, None
-            if not too_long or workflow.cancellation_reason() is not None:
-                raise
-            raise ApplicationError(
-                f"the snapshot of VM {self._input.name!r} was held for {limit_s:.0f} s, which is max_hold_s of its "
-                "VM group: it is removed; what was stored serves the next job. See what took so long, or raise "
-                "max_hold_s",
-                type="PolicyError",
-                non_retryable=True,
-            ) from error
-        # Whatever the limit says now, the backup is stored.
-        self._hold = None
-        return read
 
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
@@ -365,12 +347,8 @@ class BackupVm:
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
-        if workflow.cancellation_reason() is not None or self._held_too_long:
+        if workflow.cancellation_reason() is not None or self._hold.over:
             raise asyncio.CancelledError
-
-    @property
-    def _held_too_long(self) -> bool:
-        return self._hold is not None and self._hold.expired()
 
     @property
     def _vm(self) -> VmRef:

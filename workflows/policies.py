@@ -91,6 +91,9 @@ HISTORY_EVENTS_PER_RUN = 8_000
 # A cancelled job waits for its VMs' snapshots; after this long it reports what is still pending.
 CHILDREN_STOP_WITHIN = timedelta(minutes=30)
 
+# The room for a held snapshot: in two minutes a guest that writes 100 MB/s fills 12 GB. A look costs five events of the
+# VM's history: 1,800 in the twelve hours that max_hold_s allows by default.
+ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
 # A removal that knows no moref (the creation's answer was lost, its workflow was terminated) looks again after this
 # long: until then a try of the creation may ask vCenter still. It asks within 20 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
@@ -179,6 +182,12 @@ VM_STEP_AFTER = replace(
     schedule_to_start=timedelta(minutes=15),
     schedule_to_close=timedelta(hours=6),
     retry=_PATIENT,
+)
+# A look that fails is not tried again: the next one comes.
+LOOK = StepPolicy(
+    schedule_to_start=NODE_SILENT_AFTER,
+    start_to_close=timedelta(minutes=2),
+    retry=_ONCE,
 )
 # A snapshot task can take long on a loaded host. Waited for even when cancelled: else it leaks. Each try may halt the
 # guest for a moment, so there are fewer than the look before has: three minutes of a vCenter that is away.

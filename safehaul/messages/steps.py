@@ -32,6 +32,15 @@ class InspectInput(Message):
     options: VmOptions
 
 
+class HoldInput(Message):
+    """Input of the looks while a snapshot is held."""
+
+    vm: VmRef
+    options: VmOptions
+    created_at: datetime
+    """When vCenter made the snapshot."""
+
+
 class Inspection(Message):
     """The VM before we touched it (vmware-facts 13): what any later state is compared with."""
 

@@ -79,8 +79,9 @@ MISSED: dict[str, tuple[str, ...]] = {
     "close_job": (r"step 17 has left no report in the repository", r"the report tells of \[\]"),
     "record_job": (r"the catalogue says of the job: \[\]",),
 }
-# Shown by tests of their own: below, in test_each_restore_step_matters and (`reconcile`) in test_long_job.
-OF_THEIR_OWN = {"request_cancel", "report_unled_job", "reconcile", *RESTORE_STEPS}
+# Shown by tests of their own: below, in test_each_restore_step_matters, (`reconcile`) in test_long_job, and
+# (`watch_snapshot`) in tests/workflow/test_hold.py and tests/fault/test_space.py.
+OF_THEIR_OWN = {"request_cancel", "report_unled_job", "reconcile", "watch_snapshot", *RESTORE_STEPS}
 
 
 # Restores in place, of one disk, and by option: tests/e2e/test_restore.py looks at what they leave.

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import pytest
 
 from activities.transfer import WATCH_EVERY_S
-from lab.datacentre import DataCentre
+from lab.datacentre import MEDIA_AGENT, DataCentre
 from lab.proof import Witness
 from lab.site import BACKUP_PRIVILEGES, BACKUP_USER, DatastoreSpec, DiskSpec
 from tests.e2e.site import data_centre, report_of, run_job, start_job, vm_of, wait_end
 from tests.e2e.test_cancel import small_site
+from workflows.policies import ROOM_LOOKED_AT_EVERY
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -91,6 +92,36 @@ def test_it_is_looked_at_before_each_disk_however_short_they_are(lab: DataCentre
         assert part in vm["reason"]
     assert [disk["bytes_read"] > 0 for disk in vm["disks"]] == [True, False]
     assert witness.problems() == []
+
+
+def test_it_is_looked_at_while_the_vm_waits_for_its_media_agent(
+    lab: DataCentre,
+) -> None:
+    """Goal: the MediaAgent is away, and the datastore fills up meanwhile: the snapshot goes all the same."""
+    witness = Witness(lab.hosts, lab.state / "datastores")
+    agent = f"media-agent.{MEDIA_AGENT}"
+    lab.workers[agent].stop()
+    try:
+        start_job(lab, "agent away")
+        _until(lambda: bool(_snapshots(lab)))
+        with somebody_fills_it(lab):
+            _until(lambda: not _snapshots(lab), ROOM_LOOKED_AT_EVERY.total_seconds() + 60)
+            lab.start_worker("media-agent", MEDIA_AGENT)
+            wait_end(lab, "agent away")
+    finally:
+        if not lab.workers[agent].running:
+            lab.start_worker("media-agent", MEDIA_AGENT)
+    for vm in report_of(lab, "agent away")["vms"]:
+        assert vm["status"] == "Failed"
+        for part in ("step 10", "'nfs-gold'", "min_free_bytes", "removed"):
+            assert part in vm["reason"]
+    assert witness.problems() == []
+
+
+def _snapshots(lab: DataCentre) -> list[str]:
+    """Those of ours."""
+    names = (snapshot.name for vm in lab.hosts.state().vms for snapshot in vm.snapshots)
+    return [name for name in names if name.startswith("safehaul ")]
 
 
 def test_no_snapshot_is_made_on_a_datastore_that_is_too_full(lab: DataCentre) -> None:

@@ -32,7 +32,7 @@ ACTIVITIES = {
     NodeCoordination: ["ask_for_vm", "ping", "prepare_node"],
     JobCoordination: ["admit_nodes", "close_job", "distribute", "load_page", "take_lease", "write_reports"],
     Discoverer: ["discover"],
-    Snapshots: ["create_snapshot", "inspect_vm", "remove_snapshot"],
+    Snapshots: ["create_snapshot", "inspect_vm", "remove_snapshot", "watch_snapshot"],
     Transport: ["check_transport", "download_files"],
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],

@@ -53,6 +53,7 @@ from safehaul.messages.steps import (
     DownloadedFiles,
     DownloadInput,
     FinishInput,
+    HoldInput,
     IndexInput,
     IndexWritten,
     InspectInput,
@@ -256,6 +257,10 @@ class TrivialNode:
         self.world.did("inspect_vm", arg.vm.vc_guid, arg)
         return Inspection(state=VmState(moref=arg.vm.moref, consolidation_needed=False))
 
+    @_defn("watch_snapshot")
+    def watch_snapshot(self, arg: HoldInput) -> None:
+        self.world.did("watch_snapshot", arg.vm.vc_guid, arg)
+
     @_defn("create_snapshot")
     def create_snapshot(self, arg: CreateSnapshotInput) -> SnapshotRef:
         self.world.did("create_snapshot", arg.vm.vc_guid, arg)
@@ -340,6 +345,7 @@ class TrivialNode:
             self.prepare_node,
             self.ask_for_vm,
             self.inspect_vm,
+            self.watch_snapshot,
             self.create_snapshot,
             self.remove_snapshot,
             self.check_transport,

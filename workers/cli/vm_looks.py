@@ -46,6 +46,8 @@ DOING = {
     "write_index": (14, "writing the index", "MediaAgent"),
     "ask_for_vm": (15, "asking for another VM", "access node"),
 }
+BESIDE = {"watch_snapshot"}
+"""Activities that run beside a VM's step."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class VmLooks:
         self._looked_at[child_id] = time.monotonic()
         handle = self._client.get_workflow_handle(child_id)
         try:
-            pending = (await handle.describe(rpc_timeout=LOOK_WITHIN)).raw_description.pending_activities
+            described = (await handle.describe(rpc_timeout=LOOK_WITHIN)).raw_description
+            pending = [item for item in described.pending_activities if item.activity_type.name not in BESIDE]
             beat = await self._beat(pending[0]) if pending else None
         except (RPCError, TemporalError):
             # The older look stays; that the server is gone is told by the job's own call.

@@ -56,6 +56,11 @@ class Transfers:
         if done is not None:
             return done
         directory = spool.directory(arg.vm)
+        if not directory.is_dir():
+            raise NotFoundError(
+                f"the spool of access node {arg.vm.node!r} holds no files of VM {arg.vm.name!r}, which step 9 put "
+                "there: somebody emptied it, or the node has another spool_dir now; start the job again"
+            )
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
         stored: list[StoredFile] = []
         with FileWriter(session) as writer:

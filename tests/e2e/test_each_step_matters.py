@@ -51,7 +51,9 @@ MISSED: dict[str, tuple[str, ...]] = {
     # 8: for each disk: format, extents, identity, or the reason why it is skipped
     "check_transport": (r"one is Failed: step 8: no disk of VM 'one' can go .*: no disks",),
     # 9: the VM's files in the node's spool
-    "download_files": (r"one is Failed: step 12: VM 'one': its files are not in the backup \(\[\]\)",),
+    "download_files": (
+        r"one is Failed: step 10: the spool of access node 'node-1' holds no files of VM 'one'",
+    ),
     # 10: objects sessions/ID/open and sessions/ID/files
     "open_backup": (r"one is Failed: step 10: the repository has no session",),
     "store_files": (r"its files are not in the backup \(\['\[nfs-gold\] one/one\.vmx'",),

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from activities.repositories import open_repository
 from activities.spool import Spool
 from safehaul.catalog.catalog import Catalog
 from safehaul.config.settings import Settings
 from safehaul.media.repository import Repository
-from safehaul.media.store import open_store
 from safehaul.messages.inventory import NasVolume
 from safehaul.nas.datastores import open_export
 from safehaul.nas.definition import match
@@ -45,7 +45,7 @@ class Peers:
         return self._once(
             self._repositories,
             media_agent,
-            lambda: Repository.open(open_store(self.settings.media_agent(media_agent).repository)),
+            lambda: open_repository(self.settings.media_agent(media_agent)),
         )
 
     def catalog(self) -> Catalog:

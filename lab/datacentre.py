@@ -57,9 +57,11 @@ class DataCentre:
         gate: bool = False,
         filer: filers.Kind = "rclone",
         export_rules: Mapping[str, Mapping[str, Any]] | None = None,
+        encrypted: bool = False,
     ) -> None:
         """`gate` puts an NfsGate before the filer that is read, which refuses or holds v3's reads when told to;
-        `filer` is the kind of NFS server; `export_rules` are ganesha's, by datastore (see lab.filers).
+        `filer` is the kind of NFS server; `export_rules` are ganesha's, by datastore (see lab.filers);
+        `encrypted` makes a key file for the repository.
         """
         self.directory = directory
         self.site = site
@@ -69,6 +71,7 @@ class DataCentre:
         self.worker_uid = worker_uid
         self._pack_size = pack_size
         self._min_free = min_free
+        self._encrypted = encrypted
         self.state = directory / "hosts"
         self.home = directory / "safehaul"
         self.config = self.home / "safehaul.toml"
@@ -103,6 +106,11 @@ class DataCentre:
     def repository(self) -> Path:
         """Directory of the MediaAgent's repository."""
         return self.home / "repository"
+
+    @property
+    def key_file(self) -> Path:
+        """What opens the repository when the data centre was made with `encrypted`."""
+        return self.home / "repository.key"
 
     def start(self) -> None:
         """Start hosts, vCenter, filers and Temporal; write the configuration; make the repository."""
@@ -262,8 +270,12 @@ class DataCentre:
     def _write_configuration(self) -> None:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config.write_text(self._configuration())
+        ours = [self.home, self.config]
+        if self._encrypted:
+            self.key_file.write_bytes(os.urandom(32))
+            ours.append(self.key_file)
         if self.worker_uid is not None:
-            for path in (self.home, self.config):
+            for path in ours:
                 os.chown(path, self.worker_uid, self.worker_uid)
 
     def _configuration(self) -> str:
@@ -298,6 +310,7 @@ thumbprint_sha256 = "{self.vcenter["thumbprint"]}"
 name = "{MEDIA_AGENT}"
 repository = "file://{self.repository}"
 pack_size_bytes = "{self._pack_size}"
+{f'key_file = "{self.key_file}"' if self._encrypted else ""}
 
 [[vm_groups]]
 name = "{VM_GROUP}"

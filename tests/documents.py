@@ -28,6 +28,7 @@ ELSEWHERE = {
     r"make test( |$)": ".ci/run",
     r"safehaul worker ": "lab/datacentre.py starts every worker so",
     r"safehaul repo init$": "lab/datacentre.py makes every repository so; a second one is refused",
+    r"python docs/restore_standalone.py ": "tests/unit/test_restore_standalone.py",
     r"openssl s_client ": "tests/contract/test_vcenter_role.py",
     r"apt-get install ": ".ci/run installs Debian's packages",
     r"temporal (worker deployment|workflow update-options) ": "tests/workflow/test_versioning.py",

@@ -9,7 +9,7 @@ from safehaul.config.reference_text import EXAMPLES
 _EXAMPLE_ID = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
 _SHORT_HEAD = """\
 # safehaul.toml: replace what follows by your own; `safehaul config reference` has every key.
-# Passwords are never here: the file that `password` names holds vCenter's.
+# Secrets are never here: the file that `password` names holds vCenter's, that of `passphrase` opens the repository.
 """
 _EXAMPLE = """\
 # safehaul.toml: found by --config, by SAFEHAUL_CONFIG, here, or at /etc/safehaul/safehaul.toml.
@@ -84,6 +84,8 @@ name = "node-2"
 name = "vault"
 repository = "file:///srv/safehaul/repository"
 pack_size_bytes = "64 MiB"
+# What opens the encrypted repository; make it once: umask 077; openssl rand -base64 32 > /etc/safehaul/vault-passphrase
+passphrase = { file = "/etc/safehaul/vault-passphrase" } # or key_file = "/path": 32 random bytes; neither: unencrypted
 
 [[vm_groups]]
 name = "nightly"

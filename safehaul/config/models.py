@@ -203,6 +203,19 @@ class MediaAgent(Section):
     pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=_MIB, le=_GIB)
     """Size of the files that hold the backups' bytes. Read by `safehaul repo init` alone: a repository keeps its
     own."""
+    passphrase: SecretRef | None = None
+    """Where the passphrase of the encrypted repository is: at least 12 characters. With it `safehaul repo init` makes
+    an encrypted repository, and every worker that opens it needs it. Excludes `key_file`."""
+    key_file: AbsolutePath | None = None
+    """File of at least 32 random bytes that opens the encrypted repository, in place of a passphrase. Who loses all
+    passphrases and key files of a repository has lost its backups."""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> MediaAgent:
+        if self.passphrase is not None and self.key_file is not None:
+            msg = "has both passphrase and key_file: this machine opens the repository with one of them"
+            raise ValueError(msg)
+        return self
 
     @field_validator("repository")
     @classmethod

@@ -83,6 +83,7 @@ streams = 4
 [[media_agents]]
 name = "vault"
 repository = "file:///srv/safehaul/repository"
+passphrase = { file = "/etc/safehaul/vault-passphrase" }
 """,
     "vm_groups": """\
 [[vm_groups]]

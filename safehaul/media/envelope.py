@@ -1,18 +1,24 @@
 """The wrapping of every small object: what it is, which version, whether it is whole.
 
-Layout (little endian), version 1, suite 0:
+Layout (little endian), version 1:
 
     0   8  magic `SAFEHAUL`
     8   4  kind, ASCII
     12  2  version of that kind
-    14  2  suite: 0 = not encrypted; the suite decides what follows
+    14  2  suite: 0 = not encrypted, 1 = AES-256-GCM; the suite decides what follows
+
+Suite 0:
+
     16  4  flags: bit 0 = body is one zstd frame (RFC 8878)
     20  4  zero
     24  8  length of the body before compression
     32  …  body
     -32 32 keyed BLAKE3 of the object's name (length as 2 bytes, then UTF-8) and of all bytes before
 
-The name is part of the digest, so that an object copied over another one's name is found out.
+Suite 1: 32 random bytes, then offset 16 to the body of suite 0, encrypted, then the tag of 16 bytes; all bound to the
+name and to the first 16 bytes.
+
+The name is part of what is signed, so that an object copied over another one's name is found out.
 Source: docs/repository-format.md.
 """
 
@@ -25,10 +31,10 @@ import zstandard
 from blake3 import blake3
 
 from safehaul.errors import IntegrityError, UnsupportedError
+from safehaul.media.keys import SALT_LENGTH, SUITE_NONE, SUITES, TAG_LENGTH, RepositoryKeys
 
 MAGIC = b"SAFEHAUL"
 COMMON_HEADER = struct.Struct("<8s4sHH")
-SUITE_NONE = 0
 DIGEST_LENGTH = 32
 BODY_LIMIT_BYTES = 32 << 20
 """No small object is larger; who reads one need not trust its length field beyond this."""
@@ -36,7 +42,7 @@ BODY_LIMIT_BYTES = 32 << 20
 _FLAG_ZSTD = 1
 _BODY_HEADER = struct.Struct("<IIQ")
 _BODY_OFFSET = COMMON_HEADER.size + _BODY_HEADER.size
-OBJECT_LIMIT_BYTES = BODY_LIMIT_BYTES + _BODY_OFFSET + DIGEST_LENGTH
+OBJECT_LIMIT_BYTES = BODY_LIMIT_BYTES + _BODY_OFFSET + SALT_LENGTH + DIGEST_LENGTH
 
 
 class Kind(Enum):
@@ -58,41 +64,49 @@ VERSION = 1
 """The one version that this code writes; each kind counts its own."""
 
 
-def pack_common_header(kind: Kind) -> bytes:
-    """Return the 16 bytes that begin every object but `config`."""
-    return COMMON_HEADER.pack(MAGIC, kind.value, VERSION, SUITE_NONE)
+def pack_common_header(kind: Kind, suite: int) -> bytes:
+    """Return the 16 bytes that begin every object but `config` and key slots."""
+    return COMMON_HEADER.pack(MAGIC, kind.value, VERSION, suite)
 
 
-def check_common_header(data: bytes | memoryview, kind: Kind, name: str) -> None:
-    """Check the first 16 bytes of an object.
+def check_common_header(data: bytes | memoryview, kind: Kind, name: str, suite: int) -> None:
+    """Check the first 16 bytes of an object in a repository of `suite`.
 
-    Raises IntegrityError when they are not those of a `kind` object, UnsupportedError for a newer version
-    or an unknown suite.
+    Raises IntegrityError when they are not those of a `kind` object, or those of another suite; UnsupportedError for
+    a newer version or an unknown suite.
     """
     if len(data) < COMMON_HEADER.size:
         raise IntegrityError(f"object {name} is damaged: only {len(data)} bytes long")
-    magic, found_kind, version, suite = COMMON_HEADER.unpack_from(data)
+    magic, found_kind, version, found_suite = COMMON_HEADER.unpack_from(data)
     if magic != MAGIC or found_kind != kind.value:
         raise IntegrityError(
             f"object {name} is damaged: it does not begin as a {kind.name.lower()} object does"
         )
-    if version != VERSION or suite != SUITE_NONE:
+    if version != VERSION or found_suite not in SUITES:
         raise UnsupportedError(
-            f"object {name} has version {version} and suite {suite}; this safehaul reads "
-            f"version {VERSION} and suite {SUITE_NONE}: use a newer safehaul, or the object is damaged"
+            f"object {name} has version {version} and suite {found_suite}; this safehaul reads version {VERSION} and "
+            f"suites {', '.join(map(str, sorted(SUITES)))}: use a newer safehaul, or the object is damaged"
+        )
+    if found_suite != suite:
+        raise IntegrityError(
+            f"object {name} has suite {found_suite} in a repository of suite {suite}: it is damaged, or was put there "
+            "by somebody else"
         )
 
 
-def _digest(key: bytes, name: str, *parts: bytes | memoryview) -> bytes:
+def _bound_to(name: str) -> bytes:
     encoded = name.encode()
-    hasher = blake3(len(encoded).to_bytes(2, "little"), key=key)
-    hasher.update(encoded)
+    return len(encoded).to_bytes(2, "little") + encoded
+
+
+def _digest(keys: RepositoryKeys, name: str, *parts: bytes | memoryview) -> bytes:
+    hasher = blake3(_bound_to(name), key=keys.object)
     for part in parts:
         hasher.update(part)
     return hasher.digest()
 
 
-def wrap(key: bytes, kind: Kind, name: str, body: bytes) -> bytes:
+def wrap(keys: RepositoryKeys, kind: Kind, name: str, body: bytes) -> bytes:
     """Make the stored form of a small object that will be named `name`."""
     if len(body) > BODY_LIMIT_BYTES:
         raise UnsupportedError(f"object {name} would be {len(body)} bytes; the limit is {BODY_LIMIT_BYTES}")
@@ -100,25 +114,22 @@ def wrap(key: bytes, kind: Kind, name: str, body: bytes) -> bytes:
     compressed = zstandard.ZstdCompressor(level=1).compress(body)
     if len(compressed) < len(body):
         flags, stored = _FLAG_ZSTD, compressed
-    head = pack_common_header(kind) + _BODY_HEADER.pack(flags, 0, len(body))
-    return b"".join((head, stored, _digest(key, name, head, stored)))
+    head = pack_common_header(kind, keys.suite)
+    rest = _BODY_HEADER.pack(flags, 0, len(body)) + stored
+    if keys.suite == SUITE_NONE:
+        return b"".join((head, rest, _digest(keys, name, head, rest)))
+    return head + keys.seal(_bound_to(name) + head, rest)
 
 
-def unwrap(key: bytes, kind: Kind, name: str, data: bytes) -> bytes:
+def unwrap(keys: RepositoryKeys, kind: Kind, name: str, data: bytes) -> bytes:
     """Check the stored form of a small object and return its body.
 
     Raises IntegrityError for any damage, UnsupportedError for a newer version.
     """
-    check_common_header(data, kind, name)
-    if len(data) < _BODY_OFFSET + DIGEST_LENGTH:
-        raise IntegrityError(f"object {name} is damaged: only {len(data)} bytes long")
-    view = memoryview(data)
-    if _digest(key, name, view[:-DIGEST_LENGTH]) != data[-DIGEST_LENGTH:]:
-        raise IntegrityError(
-            f"object {name} is damaged or belongs to another name: its digest does not agree"
-        )
-    flags, reserved, raw_length = _BODY_HEADER.unpack_from(data, COMMON_HEADER.size)
-    stored = view[_BODY_OFFSET:-DIGEST_LENGTH]
+    check_common_header(data, kind, name, keys.suite)
+    rest = _open_body(keys, name, data)
+    flags, reserved, raw_length = _BODY_HEADER.unpack_from(rest)
+    stored = rest[_BODY_HEADER.size :]
     if flags & ~_FLAG_ZSTD or reserved or raw_length > BODY_LIMIT_BYTES:
         raise UnsupportedError(
             f"object {name} uses flags {flags:#x} or sizes that this safehaul does not know"
@@ -132,3 +143,20 @@ def unwrap(key: bytes, kind: Kind, name: str, data: bytes) -> bytes:
     if len(body) != raw_length:
         raise IntegrityError(f"object {name} is damaged: {len(body)} bytes of body, {raw_length} declared")
     return body
+
+
+def _open_body(keys: RepositoryKeys, name: str, data: bytes) -> memoryview:
+    """What follows the common header, checked and decrypted: body header and stored body."""
+    view = memoryview(data)
+    salt = 0 if keys.suite == SUITE_NONE else SALT_LENGTH
+    tail = DIGEST_LENGTH if keys.suite == SUITE_NONE else TAG_LENGTH
+    if len(data) < _BODY_OFFSET + salt + tail:
+        raise IntegrityError(f"object {name} is damaged: only {len(data)} bytes long")
+    if salt:
+        head = bytes(view[: COMMON_HEADER.size])
+        return memoryview(keys.open(_bound_to(name) + head, view[COMMON_HEADER.size :], name))
+    if _digest(keys, name, view[:-DIGEST_LENGTH]) != data[-DIGEST_LENGTH:]:
+        raise IntegrityError(
+            f"object {name} is damaged or belongs to another name: its digest does not agree"
+        )
+    return view[COMMON_HEADER.size : -DIGEST_LENGTH]

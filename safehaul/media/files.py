@@ -33,7 +33,7 @@ class FileWriter:
         self._seen: set[bytes] = set()
         self._ids: list[str] = []
         self._encoder = ChunkEncoder(
-            self._repository.chunk_key,
+            self._repository.keys.chunk,
             self._repository.config.chunk_size_bytes,
             self._is_known,
             self._take,
@@ -109,7 +109,7 @@ class FileWriter:
         if chunk.chunk_id == HOLE or chunk.payload is None or chunk.chunk_id in self._seen:
             return
         if self._pack is None:
-            self._pack = PackBuilder(self._repository.store, self._repository.object_key)
+            self._pack = PackBuilder(self._repository.store, self._repository.keys)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, chunk.payload)
         self._seen.add(chunk.chunk_id)
         if self._pack.size_bytes >= self._repository.config.pack_size_bytes:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from safehaul.errors import AlreadyExistsError, IntegrityError, InvalidInputError, NotFoundError
+from safehaul.media.canonical import canonical_json, parse_object
 from safehaul.media.disk_map import DiskMap
 from safehaul.media.envelope import Kind
 from safehaul.media.names import decode_segment, encode_segment
-from safehaul.media.repository import Repository, canonical_json, parse_object
+from safehaul.media.repository import Repository
 from safehaul.media.sessions import StoredFile
 from safehaul.messages.base import Message
 

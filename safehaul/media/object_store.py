@@ -1,8 +1,8 @@
 """What the repository asks of the place that holds its objects.
 
 An object is written once, completely or not at all, and never changed. `put_if_absent` is the only way to
-commit: of two writers of one name exactly one succeeds. Nothing here deletes: access nodes must not be able
-to.
+commit: of two writers of one name exactly one succeeds. An `ObjectStore` deletes nothing: access nodes must not be
+able to.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield all objects below a folder (`prefix` is empty or ends with `/`), in order of their names."""
+
+
+class DeletingStore(ObjectStore, Protocol):
+    """A store opened by an identity that may delete. No access node has one."""
+
+    def delete(self, name: str) -> None:
+        """Take an object away, durably. One that is gone already is fine."""
 
 
 def put_same(store: ObjectStore, name: str, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """Packs: many chunks in one object, with a trailer that lists them. Written once, never appended to.
 
-Layout (little endian), version 1, suite 0:
+Layout (little endian), version 1:
 
     header   64  common header (16), pack id (32), zero (16)
     frame    48  magic `CHNK` (4), flags (4), stored length (4), raw length (4), chunk id (32)
@@ -9,6 +9,9 @@ Layout (little endian), version 1, suite 0:
                  flags (4), zero (4)
     footer   96  offset of the trailer (8), count of chunks (4), zero (4), body digest (32),
                  trailer digest (32), zero (8), magic `SAFEPACK` (8)
+
+Suite 1 differs in one thing: each payload is encrypted, and 16 bytes (the tag) longer; its frame's header, its place
+and the pack's id are bound to it. Headers and trailer stay readable: ids are keyed, but chunks' lengths can be seen.
 
 Body digest: keyed BLAKE3 of all bytes before the trailer. Trailer digest: keyed BLAKE3 of the pack id, the
 trailer and the footer's first 48 bytes. So every byte of a pack is covered, and each index can be rebuilt
@@ -27,6 +30,7 @@ from blake3 import blake3
 from safehaul.errors import IntegrityError, InvalidInputError
 from safehaul.media.codec import FLAG_ZSTD, ID_LENGTH, Decompressor
 from safehaul.media.envelope import Kind, check_common_header, pack_common_header
+from safehaul.media.keys import FrameCipher, RepositoryKeys
 from safehaul.media.object_store import ObjectStore
 
 HEADER_LENGTH = 64
@@ -78,14 +82,15 @@ def pack_name(pack_id: bytes) -> str:
 class PackBuilder:
     """Writes one new pack. The id is fresh and random: never taken from content or from a workflow's id."""
 
-    def __init__(self, store: ObjectStore, key: bytes) -> None:
+    def __init__(self, store: ObjectStore, keys: RepositoryKeys) -> None:
         self.pack_id = secrets.token_bytes(ID_LENGTH)
-        self._key = key
+        self._keys = keys
+        self._cipher = keys.frames(self.pack_id)
         self._entries: list[ChunkEntry] = []
         self._upload = store.create(pack_name(self.pack_id))
-        self._hasher = blake3(key=key)
+        self._hasher = blake3(key=keys.object)
         self._offset = 0
-        self._append(pack_common_header(Kind.PACK) + self.pack_id + bytes(16))
+        self._append(pack_common_header(Kind.PACK, keys.suite) + self.pack_id + bytes(16))
 
     @property
     def size_bytes(self) -> int:
@@ -106,8 +111,12 @@ class PackBuilder:
         """Append one chunk."""
         if len(self._entries) >= MAX_CHUNKS:
             raise InvalidInputError(f"a pack holds at most {MAX_CHUNKS} chunks")
-        entry = ChunkEntry(chunk_id, self._offset, len(payload), raw_length, flags)
-        self._append(entry.frame_header())
+        length = len(payload) + self._keys.overhead
+        entry = ChunkEntry(chunk_id, self._offset, length, raw_length, flags)
+        header = entry.frame_header()
+        if self._cipher is not None:
+            payload = self._cipher.seal(header, entry.offset, payload)
+        self._append(header)
         self._append(payload)
         self._entries.append(entry)
 
@@ -117,7 +126,7 @@ class PackBuilder:
         trailer_offset = self._offset
         trailer = encode_entries(self._entries)
         signed = struct.pack("<QII32s", trailer_offset, len(self._entries), 0, body_digest)
-        trailer_digest = _trailer_digest(self._key, self.pack_id, trailer, signed)
+        trailer_digest = _trailer_digest(self._keys.object, self.pack_id, trailer, signed)
         self._append(trailer)
         self._append(signed + trailer_digest + bytes(8) + _FOOTER_MAGIC)
         self._upload.commit()
@@ -160,7 +169,7 @@ class PackContents(NamedTuple):
     body_digest: bytes
 
 
-def read_trailer(store: ObjectStore, key: bytes, pack: SealedPack) -> PackContents:
+def read_trailer(store: ObjectStore, keys: RepositoryKeys, pack: SealedPack) -> PackContents:
     """Read and check a pack's footer and trailer: two ranged reads.
 
     Raises NotFoundError when the pack is gone, IntegrityError for damage or another size.
@@ -177,21 +186,31 @@ def read_trailer(store: ObjectStore, key: bytes, pack: SealedPack) -> PackConten
     if length != count * _ENTRY.size or count > MAX_CHUNKS or trailer_offset < HEADER_LENGTH:
         raise IntegrityError(f"pack {name} has a damaged footer: the trailer's place is impossible")
     trailer = store.get_range(name, trailer_offset, length)
-    if _trailer_digest(key, pack.pack_id, trailer, footer[:_FOOTER_SIGNED_LENGTH]) != trailer_digest:
+    if _trailer_digest(keys.object, pack.pack_id, trailer, footer[:_FOOTER_SIGNED_LENGTH]) != trailer_digest:
         raise IntegrityError(f"pack {name} has a damaged trailer: its digest does not agree")
     return PackContents(list(decode_entries(trailer, name, trailer_offset)), trailer_offset, body_digest)
 
 
-def check_pack_header(data: bytes | memoryview, pack_id: bytes) -> None:
+def check_pack_header(data: bytes | memoryview, pack_id: bytes, suite: int) -> None:
     """Check the first 64 bytes of a pack. Raises IntegrityError, UnsupportedError for a newer version."""
     name = pack_name(pack_id)
-    check_common_header(data, Kind.PACK, name)
+    check_common_header(data, Kind.PACK, name, suite)
     if data[16:48] != pack_id or data[48:HEADER_LENGTH] != bytes(16):
         raise IntegrityError(f"pack {name} has a damaged header")
 
 
-def decode_frame(decompressor: Decompressor, frame: memoryview, entry: ChunkEntry, out: memoryview) -> None:
+def decode_frame(
+    decompressor: Decompressor,
+    cipher: FrameCipher | None,
+    frame: memoryview,
+    entry: ChunkEntry,
+    out: memoryview,
+) -> None:
     """Decode a frame (header and payload) into `out`, exactly the chunk's length. Raises IntegrityError."""
-    if frame[: FRAME.size] != entry.frame_header():
+    header = entry.frame_header()
+    if frame[: FRAME.size] != header:
         raise IntegrityError(f"chunk {entry.chunk_id.hex()} has a damaged frame header")
-    decompressor.decode_into(entry.flags, frame[FRAME.size :], out, entry.chunk_id)
+    payload = frame[FRAME.size :]
+    if cipher is not None:
+        payload = memoryview(cipher.open(header, entry.offset, payload))
+    decompressor.decode_into(entry.flags, payload, out, entry.chunk_id)

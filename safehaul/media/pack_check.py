@@ -47,26 +47,26 @@ class PackChecker:
 
     def __init__(self, repository: Repository) -> None:
         self._store = repository.store
-        self._key = repository.object_key
+        self._keys = repository.keys
         self._chunk_size = repository.config.chunk_size_bytes
         self._window = bytearray(max(_WINDOW_BYTES, FRAME.size + 2 * self._chunk_size))
         self._chunk = memoryview(bytearray(self._chunk_size))
-        self._decompressor = Decompressor(repository.chunk_key)
+        self._decompressor = Decompressor(repository.keys.chunk)
 
     def check(self, pack: SealedPack) -> PackFindings:
         """Read every byte of a pack. Damage is in the findings, never raised; a lost pack is NotFoundError."""
         name = pack_name(pack.pack_id)
         try:
-            contents = read_trailer(self._store, self._key, pack)
+            contents = read_trailer(self._store, self._keys, pack)
         except IntegrityError as error:
             return PackFindings(pack, [], damaged_pack=str(error))
         findings = PackFindings(pack, contents.entries)
         problem = ""
-        hasher = blake3(key=self._key)
+        hasher = blake3(key=self._keys.object)
         try:
             header = self._store.get_range(name, 0, HEADER_LENGTH)
             hasher.update(header)
-            check_pack_header(header, pack.pack_id)
+            check_pack_header(header, pack.pack_id, self._keys.suite)
             _check_order(contents.entries, contents.body_length, name)
             for window, entries in self._windows(name, contents.entries):
                 hasher.update(window)
@@ -105,7 +105,8 @@ class PackChecker:
                 findings.damaged_chunks[entry.chunk_id] = "the chunk is larger than the chunk size"
                 return
             frame = window[at : at + FRAME.size + entry.stored_length]
-            decode_frame(self._decompressor, frame, entry, self._chunk[: entry.raw_length])
+            cipher = self._keys.frames(findings.pack.pack_id)
+            decode_frame(self._decompressor, cipher, frame, entry, self._chunk[: entry.raw_length])
         except IntegrityError as error:
             findings.damaged_chunks[entry.chunk_id] = str(error)
 

@@ -48,10 +48,12 @@ class BackupReader:
     def __init__(self, repository: Repository, vc_guid: str, backup_id: str) -> None:
         self._repository = repository
         self.manifest = read_manifest(repository, BackupRef(vc_guid, backup_id))
-        self._decompressor = Decompressor(repository.chunk_key)
+        self._decompressor = Decompressor(repository.keys.chunk)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="restore")
         chunk_size = repository.config.chunk_size_bytes
-        self._read_buffer = memoryview(bytearray(max(_READ_BYTES, FRAME.size + chunk_size)))
+        self._read_buffer = memoryview(
+            bytearray(max(_READ_BYTES, FRAME.size + chunk_size + repository.keys.overhead))
+        )
         self._all_loaded = False
         self._load_hinted()
 
@@ -181,7 +183,7 @@ class BackupReader:
                 f"{where}, offset {offset}: no pack holds chunk {identity.hex()}; the data is lost"
             )
         entry = location.entry
-        if entry.raw_length != len(out) or entry.stored_length > len(out):
+        if entry.raw_length != len(out) or entry.stored_length > len(out) + self._repository.keys.overhead:
             raise IntegrityError(
                 f"{where}, offset {offset}: chunk {identity.hex()} has another length in the index"
             )
@@ -210,7 +212,8 @@ class BackupReader:
         entry = item.location.entry
         try:
             frame = data[entry.offset - start : entry.end - start]
-            decode_frame(self._decompressor, frame, entry, item.out)
+            cipher = self._repository.keys.frames(item.location.pack.pack_id)
+            decode_frame(self._decompressor, cipher, frame, entry, item.out)
         except IntegrityError as error:
             return error
         return None
@@ -220,7 +223,8 @@ class BackupReader:
         self._load_all()
         entry = item.location.entry
         for other in self._repository.index.lookup(entry.chunk_id):
-            usable = len(item.out) == other.entry.raw_length >= other.entry.stored_length
+            longest = other.entry.raw_length + self._repository.keys.overhead
+            usable = len(item.out) == other.entry.raw_length and other.entry.stored_length <= longest
             if other.pack == item.location.pack or not usable:
                 continue
             data = self._read_buffer[: other.entry.end - other.entry.offset]

@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import threading
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from blake3 import blake3
-from pydantic import Field, ValidationError
 
 from safehaul.errors import AlreadyExistsError, ConfigError, IntegrityError, NotFoundError, UnsupportedError
+from safehaul.media import repository_config
+from safehaul.media.canonical import utc_now
 from safehaul.media.chunk_index import ChunkIndex, ChunkLocation
 from safehaul.media.collection import Condemnations, read_condemnations
 from safehaul.media.envelope import OBJECT_LIMIT_BYTES, Kind, unwrap, wrap
+from safehaul.media.key_slots import RepositorySecret, add_slot, check_secret, unlock
+from safehaul.media.keys import SUITE_AES_GCM, SUITE_NONE, RepositoryKeys
 from safehaul.media.locations import decode_locations
 from safehaul.media.object_store import ObjectStore
 from safehaul.media.pack import MAX_PACK_BYTES, SealedPack, pack_name
-from safehaul.messages.base import Message
-
-M = TypeVar("M", bound=Message)
-
-FORMAT = "safehaul repository"
-FORMAT_VERSION = 1
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Feature flags that this code understands. Later ones: encryption, repacking, …"""
+from safehaul.media.repository_config import ENCRYPTION, KNOWN_FEATURES, RepositoryConfig
 
 DEFAULT_CHUNK_SIZE_BYTES = 1 << 20
 DEFAULT_PACK_SIZE_BYTES = 64 << 20
-_CONFIG = "config"
-_CONFIG_LIMIT_BYTES = 1 << 16
 _MIN_CHUNK_SIZE_BYTES = 1 << 12
 _MAX_CHUNK_SIZE_BYTES = 16 << 20
-
-
-class RepositoryConfig(Message):
-    """The object `config`."""
-
-    format: str = FORMAT
-    version: int = FORMAT_VERSION
-    features_required: list[str] = Field(default_factory=list)
-    """Who does not know one of these must neither read nor write."""
-    features_for_writing: list[str] = Field(default_factory=list)
-    """Who does not know one of these may read, but must not write."""
-    repository_id: str
-    created: str
-    chunk_size_bytes: int
-    pack_size_bytes: int
-    suite: int = 0
-    root_key: str
-    """64 hexadecimal digits. Without encryption it only makes ids of this repository unlike any other's."""
 
 
 class RepositoryInfo(NamedTuple):
@@ -71,75 +45,19 @@ class RepositoryInfo(NamedTuple):
     backup_count: int
 
 
-def canonical_json(value: dict[str, Any]) -> bytes:
-    """Return the one form of a JSON object: UTF-8, keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def parse_object(model: type[M], body: bytes, name: str) -> M:
-    """Read a JSON body. Raises IntegrityError for what cannot be one, UnsupportedError for a newer version."""
-    try:
-        parsed = model.model_validate_json(body)
-    except ValidationError as error:
-        raise IntegrityError(f"object {name} is damaged: {error.error_count()} bad fields") from error
-    version = getattr(parsed, "version", 1)
-    if version != 1:
-        raise UnsupportedError(f"object {name} has version {version}: use a newer safehaul")
-    return parsed
-
-
-def utc_now() -> str:
-    """Return the time as ISO 8601 basic format in UTC, to the second: it sorts as text."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-
-
-def _encode_config(config: RepositoryConfig) -> bytes:
-    value = config.model_dump()
-    value["digest"] = blake3(canonical_json(value)).hexdigest()
-    return canonical_json(value) + b"\n"
-
-
-def _decode_config(data: bytes) -> RepositoryConfig:
-    try:
-        value = json.loads(data)
-        digest = value.pop("digest", None) if isinstance(value, dict) else None
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise ConfigError("object config is not that of a safehaul repository")
-        version = value.get("version")
-        if version != FORMAT_VERSION:
-            raise UnsupportedError(
-                f"the repository has format version {version!r}; this safehaul knows {FORMAT_VERSION}: "
-                "use a newer safehaul"
-            )
-        if digest != blake3(canonical_json(value)).hexdigest():
-            raise IntegrityError(
-                "object config is damaged: its digest does not agree; restore it from a copy"
-            )
-        config = RepositoryConfig.model_validate(value)
-        key_length = len(bytes.fromhex(config.root_key))
-    except (ValidationError, ValueError) as error:
-        raise IntegrityError(
-            f"object config is damaged: {type(error).__name__}; restore it from a copy"
-        ) from error
-    unknown = set(config.features_required) - KNOWN_FEATURES
-    if unknown or config.suite != 0 or key_length != 32:
-        names = ", ".join(sorted(unknown)) or f"cipher suite {config.suite}"
-        raise UnsupportedError(f"the repository needs features that this safehaul does not know: {names}")
-    return config
-
-
 class Repository:
     """An open repository. Safe for many threads; many processes may have the same one open."""
 
-    def __init__(self, store: ObjectStore, config: RepositoryConfig, index_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        config: RepositoryConfig,
+        root_key: bytes,
+        index_path: Path | None = None,
+    ) -> None:
         self.store = store
         self.config = config
-        root_key = bytes.fromhex(config.root_key)
-        # One key for each use, so that an id never says anything about a name or a digest.
-        self.chunk_key = blake3(root_key, derive_key_context="safehaul v1 chunk id").digest()
-        self.object_key = blake3(root_key, derive_key_context="safehaul v1 object digest").digest()
-        self.name_key = blake3(root_key, derive_key_context="safehaul v1 content name").digest()
+        self.keys = RepositoryKeys(root_key, config.suite)
         self.index = ChunkIndex(index_path)
         self._lock = threading.Lock()
         self._present: dict[bytes, bool] = {}
@@ -152,53 +70,70 @@ class Repository:
         *,
         chunk_size_bytes: int = DEFAULT_CHUNK_SIZE_BYTES,
         pack_size_bytes: int = DEFAULT_PACK_SIZE_BYTES,
+        secret: RepositorySecret | None = None,
     ) -> Repository:
         """Make a new repository in an empty store, after trying that the store can hold one.
 
-        Raises AlreadyExistsError when there is one, ConfigError for impossible sizes or a store that
-        overwrites objects or cannot read ranges.
+        With a `secret` it is encrypted, and the secret is its first key slot. Raises AlreadyExistsError when there is
+        one, ConfigError for impossible sizes or a store that overwrites objects or cannot read ranges,
+        InvalidInputError for a secret that is too short.
         """
         if not _MIN_CHUNK_SIZE_BYTES <= chunk_size_bytes <= _MAX_CHUNK_SIZE_BYTES or chunk_size_bytes % 512:
             raise ConfigError("chunk size must be a multiple of 512 from 4 KiB to 16 MiB")
         if not chunk_size_bytes <= pack_size_bytes <= MAX_PACK_BYTES // 2:
             raise ConfigError(f"pack size must be from one chunk to {MAX_PACK_BYTES // 2} bytes")
+        root_key = secrets.token_bytes(32)
         config = RepositoryConfig(
             repository_id=secrets.token_hex(16),
             created=utc_now(),
             chunk_size_bytes=chunk_size_bytes,
             pack_size_bytes=pack_size_bytes,
-            root_key=secrets.token_hex(32),
+            suite=SUITE_NONE if secret is None else SUITE_AES_GCM,
+            features_required=[] if secret is None else [ENCRYPTION],
+            root_key="" if secret is not None else root_key.hex(),
         )
-        data = _encode_config(config)
+        if secret is not None:
+            check_secret(secret)
+            config = repository_config.seal_config(config, root_key)
+            if not store.exists(repository_config.NAME):
+                # Before `config`: a repository without a slot could never be opened.
+                add_slot(store, root_key, config.repository_id, secret, "made with the repository")
+        data = repository_config.encode_config(config)
         try:
-            store.put_if_absent(_CONFIG, data)
+            store.put_if_absent(repository_config.NAME, data)
         except AlreadyExistsError as error:
             raise AlreadyExistsError(f"there is a repository at {store.url} already") from error
         _try_store(store, data)
-        return cls(store, config)
+        return cls(store, config, root_key)
 
     @classmethod
     def open(
-        cls, store: ObjectStore, *, index_path: Path | None = None, for_writing: bool = True
+        cls,
+        store: ObjectStore,
+        *,
+        index_path: Path | None = None,
+        for_writing: bool = True,
+        secret: RepositorySecret | None = None,
     ) -> Repository:
         """Open a repository. `index_path` keeps the chunk index in that file between processes.
 
         Raises NotFoundError when there is none, UnsupportedError for a newer format or unknown features,
-        IntegrityError for a damaged configuration.
+        IntegrityError for a damaged or changed configuration, ConfigError for a secret that is missing, wrong, or given
+        for a repository that is not encrypted.
         """
         try:
-            data = store.get(_CONFIG, _CONFIG_LIMIT_BYTES)
+            data = store.get(repository_config.NAME, repository_config.LIMIT_BYTES)
         except NotFoundError as error:
             raise NotFoundError(
                 f"there is no repository at {store.url}: make one with `safehaul repo init`"
             ) from error
-        config = _decode_config(data)
+        config = repository_config.decode_config(data)
         unknown = set(config.features_for_writing) - KNOWN_FEATURES
         if for_writing and unknown:
             raise UnsupportedError(
                 f"writing needs features that this safehaul does not know: {', '.join(sorted(unknown))}"
             )
-        return cls(store, config, index_path)
+        return cls(store, config, _root_key(store, config, secret), index_path)
 
     def close(self) -> None:
         """Release the local index."""
@@ -215,7 +150,7 @@ class Repository:
             version=config.version,
             chunk_size_bytes=config.chunk_size_bytes,
             pack_size_bytes=config.pack_size_bytes,
-            encrypted=config.suite != 0,
+            encrypted=config.encrypted,
             pack_count=len(sizes),
             stored_bytes=sum(sizes),
             backup_count=sum(1 for _ in self.store.list("manifests/")),
@@ -223,11 +158,11 @@ class Repository:
 
     def wrap(self, kind: Kind, name: str, body: bytes) -> bytes:
         """Make the stored form of a small object."""
-        return wrap(self.object_key, kind, name, body)
+        return wrap(self.keys, kind, name, body)
 
     def unwrap(self, kind: Kind, name: str, data: bytes) -> bytes:
         """Check the stored form of a small object and return its body."""
-        return unwrap(self.object_key, kind, name, data)
+        return unwrap(self.keys, kind, name, data)
 
     def get(self, kind: Kind, name: str) -> bytes:
         """Read a small object. Raises NotFoundError, IntegrityError, UnsupportedError."""
@@ -250,7 +185,7 @@ class Repository:
 
     def content_name(self, body: bytes) -> str:
         """Return the 64 hexadecimal digits that name an object after its body."""
-        return blake3(body, key=self.name_key).hexdigest()
+        return blake3(body, key=self.keys.name).hexdigest()
 
     def load_index(self, names: Iterable[str]) -> None:
         """Load some `idx/` objects into the local index. Raises NotFoundError, IntegrityError."""
@@ -302,13 +237,35 @@ class Repository:
         return known
 
 
+def _root_key(store: ObjectStore, config: RepositoryConfig, secret: RepositorySecret | None) -> bytes:
+    if not config.encrypted:
+        if secret is not None:
+            # Whoever can write to the store could put a plain repository in the place of an encrypted one.
+            raise ConfigError(
+                f"the repository at {store.url} is not encrypted, and the configuration has a passphrase or key file "
+                "for it: is it the right repository? Encryption is decided by `safehaul repo init`"
+            )
+        return bytes.fromhex(config.root_key)
+    if secret is None:
+        raise ConfigError(
+            f"the repository at {store.url} is encrypted: give its passphrase or key_file in the configuration's "
+            "[[media_agents]]"
+        )
+    root_key, _ = unlock(store, config.repository_id, secret)
+    repository_config.check_sealed(config, root_key)
+    return root_key
+
+
 def _try_store(store: ObjectStore, config: bytes) -> None:
     """Refuse a store that only pretends: one that overwrites, or that answers a range with something else."""
     try:
-        store.put_if_absent(_CONFIG, b"must be refused")
+        store.put_if_absent(repository_config.NAME, b"must be refused")
     except AlreadyExistsError:
         pass
     else:
         raise ConfigError(f"the store at {store.url} overwrites objects: it cannot hold a repository")
-    if store.get_range(_CONFIG, 2, 8) != config[2:10] or store.get(_CONFIG, len(config)) != config:
+    if (
+        store.get_range(repository_config.NAME, 2, 8) != config[2:10]
+        or store.get(repository_config.NAME, len(config)) != config
+    ):
         raise ConfigError(f"the store at {store.url} does not read ranges: it cannot hold a repository")

@@ -19,6 +19,7 @@ from safehaul.errors import (
     NotFoundError,
     PolicyError,
 )
+from safehaul.media.canonical import canonical_json, utc_now
 from safehaul.media.codec import HOLE, ID_LENGTH
 from safehaul.media.disk_map import chunk_count, write_pages
 from safehaul.media.envelope import Kind
@@ -37,7 +38,7 @@ from safehaul.media.manifest import (
 from safehaul.media.pack import SealedPack, pack_name, read_trailer
 from safehaul.media.pack_check import PackChecker
 from safehaul.media.progress import DiskStats
-from safehaul.media.repository import Repository, canonical_json, utc_now
+from safehaul.media.repository import Repository
 from safehaul.media.sessions import Seal, Session, StoredFile, Verified
 
 Heartbeat = Callable[[str], None]
@@ -91,7 +92,7 @@ def verify_session(session: Session, heartbeat: Heartbeat = _silent) -> Verified
 def backup_ref(session: Session) -> BackupRef:
     """Return the name that the session's backup has or will have: its time and a digest of its id."""
     repository, info = session.repository, session.info
-    mark = blake3(info.session_id.encode("utf-8", "surrogatepass"), key=repository.name_key).hexdigest()[:16]
+    mark = blake3(info.session_id.encode("utf-8", "surrogatepass"), key=repository.keys.name).hexdigest()[:16]
     return BackupRef(info.vc_guid, f"{info.opened}-{mark}")
 
 
@@ -169,7 +170,7 @@ def _write_locations(repository: Repository, packs: list[SealedPack]) -> None:
 
     def listings() -> Iterator[PackListing]:
         for pack in packs:
-            yield PackListing(pack, read_trailer(repository.store, repository.object_key, pack).entries)
+            yield PackListing(pack, read_trailer(repository.store, repository.keys, pack).entries)
 
     for batch in batches(listings()):
         body = encode_locations(batch)

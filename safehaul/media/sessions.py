@@ -23,10 +23,11 @@ from safehaul.errors import (
     NotFoundError,
     StaleLeaseError,
 )
+from safehaul.media.canonical import canonical_json, parse_object, utc_now
 from safehaul.media.envelope import Kind
 from safehaul.media.names import encode_segment
 from safehaul.media.progress import ProgressRecord, decode_progress, encode_progress
-from safehaul.media.repository import Repository, canonical_json, parse_object, utc_now
+from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
 
 _MAX_RECORDS = 10**8 - 1

@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from safehaul.errors import ConfigError
-from safehaul.media.object_store import ObjectStore
+from safehaul.media.object_store import DeletingStore, ObjectStore
 from safehaul.media.store_local import LocalStore
 
-__all__ = ["LocalStore", "ObjectStore", "open_store"]
+__all__ = ["DeletingStore", "LocalStore", "ObjectStore", "open_deleting_store", "open_store"]
 
 
 def open_store(url: str) -> ObjectStore:
@@ -17,6 +17,15 @@ def open_store(url: str) -> ObjectStore:
 
     Raises ConfigError for other schemes, naming what is supported.
     """
+    return _open(url)
+
+
+def open_deleting_store(url: str) -> DeletingStore:
+    """Open the store with the right to delete, for whoever keeps the repository. Raises as `open_store`."""
+    return _open(url)
+
+
+def _open(url: str) -> LocalStore:
     parts = urlsplit(url)
     if parts.scheme != "file":
         scheme = parts.scheme or "none"

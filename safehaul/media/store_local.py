@@ -241,6 +241,16 @@ class LocalStore:
             else:
                 yield ObjectInfo(prefix + name, entry.stat().st_size)
 
+    def delete(self, name: str) -> None:
+        """Take an object away, durably; see DeletingStore."""
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise _translated(error, "delete", path) from error
+
     def remove_abandoned(self, older_than_s: float) -> int:
         """Remove temporary files that a crash left behind; returns how many. They were never visible."""
         removed = 0

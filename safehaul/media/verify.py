@@ -201,7 +201,7 @@ class _Verification:
     def _read_pack(self, pack: SealedPack) -> PackFindings:
         repository = self._repository
         if not self._full:
-            return PackFindings(pack, read_trailer(repository.store, repository.object_key, pack).entries)
+            return PackFindings(pack, read_trailer(repository.store, repository.keys, pack).entries)
         self._bytes_read += pack.size_bytes
         return self._checker.check(pack)
 

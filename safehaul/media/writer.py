@@ -89,7 +89,7 @@ class DiskWriter:
         self._pack: PackBuilder | None = None
         self._segments: deque[Future[None]] = deque()
         self._encoder = ChunkEncoder(
-            self._repository.chunk_key, self._chunk_size, self._is_known, self._take, threads
+            self._repository.keys.chunk, self._chunk_size, self._is_known, self._take, threads
         )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="durable")
 
@@ -203,7 +203,7 @@ class DiskWriter:
 
     def _store(self, chunk: Encoded, payload: bytes | memoryview) -> None:
         if self._pack is None:
-            self._pack = PackBuilder(self._repository.store, self._repository.object_key)
+            self._pack = PackBuilder(self._repository.store, self._repository.keys)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, payload)
         self._seen[chunk.chunk_id] = None
         if len(self._seen) > _SEEN_LIMIT:

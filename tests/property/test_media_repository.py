@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safehaul.errors import IntegrityError, UnsupportedError
+from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.locations import PackListing, decode_locations, encode_locations
 from safehaul.media.pack import HEADER_LENGTH, ChunkEntry, SealedPack
 from safehaul.media.progress import DiskStats, ProgressRecord, decode_progress, encode_progress
@@ -24,6 +25,7 @@ from safehaul.media.writer import DiskWriter
 from tests.unit.media_backup import (
     CHUNK,
     DISK,
+    KEY_FILE,
     back_up,
     contents,
     flip,
@@ -36,10 +38,13 @@ from tests.unit.media_backup import (
 SLOW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
+Secret = RepositorySecret | None
+
+
 @contextmanager
-def scratch_repository() -> Iterator[Repository]:
+def scratch_repository(secret: Secret) -> Iterator[Repository]:
     with tempfile.TemporaryDirectory() as folder:
-        repository = new_repository(Path(folder))
+        repository = new_repository(Path(folder), secret=secret)
         try:
             yield repository
         finally:
@@ -47,7 +52,7 @@ def scratch_repository() -> Iterator[Repository]:
 
 
 def reopened(repository: Repository) -> Repository:
-    return Repository.open(repository.store)
+    return Repository.open(repository.store, secret=KEY_FILE if repository.config.encrypted else None)
 
 
 def chunk_content(kind: int) -> bytes:
@@ -66,6 +71,9 @@ def chunk_content(kind: int) -> bytes:
     return bytes(out[:CHUNK])
 
 
+suites = st.sampled_from([None, KEY_FILE])
+
+
 @st.composite
 def images(draw: st.DrawFn) -> bytes:
     kinds = draw(st.lists(st.integers(0, 12), min_size=1, max_size=24))
@@ -74,9 +82,15 @@ def images(draw: st.DrawFn) -> bytes:
 
 
 @SLOW
-@given(image=images(), tries=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * CHUNK)), max_size=5))
-def test_any_disk_interrupted_anywhere_is_restored_equal(image: bytes, tries: list[tuple[int, int]]) -> None:
-    with scratch_repository() as repository:
+@given(
+    secret=suites,
+    image=images(),
+    tries=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * CHUNK)), max_size=5),
+)
+def test_any_disk_interrupted_anywhere_is_restored_equal(
+    secret: Secret, image: bytes, tries: list[tuple[int, int]]
+) -> None:
+    with scratch_repository(secret) as repository:
         session = new_session(repository, "run")
         reached = 0
         for pieces, length in tries:
@@ -102,9 +116,9 @@ def test_any_disk_interrupted_anywhere_is_restored_equal(image: bytes, tries: li
 
 
 @SLOW
-@given(versions=st.lists(images(), min_size=2, max_size=4))
-def test_every_backup_of_a_series_stays_equal(versions: list[bytes]) -> None:
-    with scratch_repository() as repository:
+@given(secret=suites, versions=st.lists(images(), min_size=2, max_size=4))
+def test_every_backup_of_a_series_stays_equal(secret: Secret, versions: list[bytes]) -> None:
+    with scratch_repository(secret) as repository:
         refs = [
             back_up(repository, f"run-{number}", image, f"202601{number + 1:02d}T000000Z")
             for number, image in enumerate(versions)
@@ -115,9 +129,13 @@ def test_every_backup_of_a_series_stays_equal(versions: list[bytes]) -> None:
 
 
 @SLOW
-@given(image=images(), ranges=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))
-def test_any_range_equals_the_disk(image: bytes, ranges: list[tuple[float, float]]) -> None:
-    with scratch_repository() as repository:
+@given(
+    secret=suites,
+    image=images(),
+    ranges=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10),
+)
+def test_any_range_equals_the_disk(secret: Secret, image: bytes, ranges: list[tuple[float, float]]) -> None:
+    with scratch_repository(secret) as repository:
         reader = BackupReader(repository, *back_up(repository, "run", image))
         for pair in ranges:
             start, end = sorted(int(part * len(image)) for part in pair)
@@ -126,10 +144,12 @@ def test_any_range_equals_the_disk(image: bytes, ranges: list[tuple[float, float
 
 
 @SLOW
-@given(data=st.data(), bits=st.integers(1, 255))
-def test_any_changed_byte_of_a_pack_is_found_and_named(data: st.DataObject, bits: int) -> None:
+@given(secret=suites, data=st.data(), bits=st.integers(1, 255))
+def test_any_changed_byte_of_a_pack_is_found_and_named(
+    secret: Secret, data: st.DataObject, bits: int
+) -> None:
     image = b"".join(map(chunk_content, (3, 4, 0, 5, 6, 7)))
-    with scratch_repository() as repository:
+    with scratch_repository(secret) as repository:
         ref = back_up(repository, "run", image)
         path = data.draw(st.sampled_from(pack_paths(repository)), label="pack")
         place = data.draw(st.integers(0, path.stat().st_size - 1), label="place")
@@ -153,10 +173,10 @@ def test_any_changed_byte_of_a_pack_is_found_and_named(data: st.DataObject, bits
 
 
 @SLOW
-@given(data=st.data())
-def test_any_cut_pack_is_found_and_named(data: st.DataObject) -> None:
+@given(secret=suites, data=st.data())
+def test_any_cut_pack_is_found_and_named(secret: Secret, data: st.DataObject) -> None:
     image = b"".join(map(chunk_content, (3, 5, 7)))
-    with scratch_repository() as repository:
+    with scratch_repository(secret) as repository:
         back_up(repository, "run", image)
         path = data.draw(st.sampled_from(pack_paths(repository)), label="pack")
         length = data.draw(st.integers(0, path.stat().st_size - 1), label="length")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from pydantic import SecretBytes
+
+from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.manifest import BackupContents, BackupRef, DiskDescription, Skipped
 from safehaul.media.reader import BackupReader, Hole
 from safehaul.media.repository import Repository
+from safehaul.media.repository_config import decode_config
 from safehaul.media.seal import commit, verify_session
 from safehaul.media.sessions import Session, open_session
 from safehaul.media.store_local import LocalStore
@@ -18,9 +23,28 @@ CHUNK = 4096
 PACK = 16384
 
 
-def new_repository(folder: Path, chunk_size_bytes: int = CHUNK, pack_size_bytes: int = PACK) -> Repository:
+KEY_FILE = RepositorySecret("key-file", SecretBytes(b"a key file of the tests, 32 bytes or more"))
+SECRETS = [pytest.param(None, id="plain"), pytest.param(KEY_FILE, id="encrypted")]
+"""For tests and fixtures of what must hold without encryption and with it."""
+
+
+def new_repository(
+    folder: Path,
+    chunk_size_bytes: int = CHUNK,
+    pack_size_bytes: int = PACK,
+    secret: RepositorySecret | None = None,
+) -> Repository:
     store = LocalStore(folder / "repository")
-    return Repository.init(store, chunk_size_bytes=chunk_size_bytes, pack_size_bytes=pack_size_bytes)
+    return Repository.init(
+        store, chunk_size_bytes=chunk_size_bytes, pack_size_bytes=pack_size_bytes, secret=secret
+    )
+
+
+def reopen(folder: Path, index_path: Path | None = None) -> Repository:
+    """The repository of `new_repository` as another process opens it."""
+    store = LocalStore(folder / "repository")
+    secret = KEY_FILE if decode_config(store.get("config", 10_000)).encrypted else None
+    return Repository.open(store, index_path=index_path, secret=secret)
 
 
 def new_session(repository: Repository, name: str, opened: str = "20260101T000000Z") -> Session:

@@ -13,16 +13,17 @@ from safehaul.media.files import FileWriter
 from safehaul.media.manifest import BackupIndex, BackupRef, manifest_name, write_index
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
-from safehaul.media.store_local import LocalStore
 from safehaul.media.verify import verify
 from tests.unit.media_backup import (
     CHUNK,
+    SECRETS,
     back_up,
     contents,
     flip,
     new_repository,
     new_session,
     pack_paths,
+    reopen,
     write_disk,
 )
 
@@ -33,13 +34,9 @@ IMAGE = (
 DATA_BYTES = len(IMAGE) - 8 * CHUNK
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return new_repository(tmp_path)
-
-
-def _reopened(tmp_path: Path) -> Repository:
-    return Repository.open(LocalStore(tmp_path / "repository"))
+@pytest.fixture(params=SECRETS)
+def repository(tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
+    return new_repository(tmp_path, secret=request.param)
 
 
 def test_a_sound_backup_is_read_whole_and_only_once(repository: Repository) -> None:
@@ -65,10 +62,10 @@ def test_every_damaged_chunk_is_named_by_disk_and_offset(tmp_path: Path, seed: i
     chance = random.Random(seed)
     for path in chance.sample(pack_paths(repository), 3):
         flip(path, chance.randrange(path.stat().st_size // 2))
-    expected = verify(_reopened(tmp_path), full=True)
+    expected = verify(reopen(tmp_path), full=True)
     lost = {item.offset_bytes for item in expected.touched if item.lost}
     assert lost, "the test has damaged something"
-    found = BackupChecker(_reopened(tmp_path)).check(ref)
+    found = BackupChecker(reopen(tmp_path)).check(ref)
     assert not found.sound
     named = {
         offset
@@ -85,7 +82,7 @@ def test_a_lost_pack_damages_one_range_and_the_rest_is_read(tmp_path: Path) -> N
     repository = new_repository(tmp_path)
     ref = back_up(repository, "run-1", IMAGE)
     pack_paths(repository)[0].unlink()
-    found = BackupChecker(_reopened(tmp_path)).check(ref)
+    found = BackupChecker(reopen(tmp_path)).check(ref)
     lost = sum(item.length_bytes for item in found.damage)
     assert 0 < lost < DATA_BYTES
     assert found.bytes_read == DATA_BYTES - lost
@@ -106,17 +103,17 @@ def test_damage_of_a_map_page_a_file_the_index_and_the_manifest_is_named(tmp_pat
         for path in (root / folder).rglob("*"):
             if path.is_file():
                 flip(path, path.stat().st_size // 2)
-    found = BackupChecker(_reopened(tmp_path)).check(ref)
+    found = BackupChecker(reopen(tmp_path)).check(ref)
     assert [(item.part, item.offset_bytes, item.length_bytes) for item in found.damage] == [
         ("index", 0, 0),
         ("disk Hard disk 1 (key 2000)", 0, len(IMAGE)),
     ]
     for path in pack_paths(repository):
         path.unlink()
-    parts = [item.part for item in BackupChecker(_reopened(tmp_path)).check(ref).damage]
+    parts = [item.part for item in BackupChecker(reopen(tmp_path)).check(ref).damage]
     assert "file [ds] web/web.vmx" in parts
     flip(root / manifest_name(ref), 40)
-    (damage,) = BackupChecker(_reopened(tmp_path)).check(ref).damage
+    (damage,) = BackupChecker(reopen(tmp_path)).check(ref).damage
     assert damage.part == "manifest"
 
 

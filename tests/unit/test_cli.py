@@ -259,6 +259,19 @@ def test_a_disk_is_restored_to_a_sparse_file_that_is_never_overwritten(
     assert "2000 (Hard disk 1)" in capsys.readouterr().err
 
 
+def test_a_range_of_a_disk_is_written_to_standard_output(
+    config: Path, backup: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    arguments = ["--config", str(config), "disk", "cat", backup]
+    assert run([*arguments, "2000", "--offset", "1023 KiB", "--length", "3 KiB"]) == 0
+    assert capfdbinary.readouterr().out == IMAGE[1023 << 10 : 1026 << 10]
+    assert run([*arguments, "Hard disk 1"]) == 0
+    assert capfdbinary.readouterr().out == IMAGE
+    assert run([*arguments, "2000", "--offset", str(len(IMAGE) + 1)]) == 2
+    assert run([*arguments, "2000", "--length", "3 KB"]) == 2
+    assert b"KiB" in capfdbinary.readouterr().err
+
+
 def test_the_catalogue_is_rebuilt_from_the_repository(
     config: Path, backup: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

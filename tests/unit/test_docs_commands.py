@@ -17,13 +17,16 @@ from tests.documents import DOCUMENTS, ELSEWHERE, ROOT, commands, inline_command
 from workers.cli.app import app
 
 # Names of the repository's format that begin like the command.
-NO_COMMANDS = {
-    "safehaul v1 chunk id",
-    "safehaul v1 object digest",
-    "safehaul v1 content name",
-    "safehaul repository",
-}
-SPANS = sorted({span for document in DOCUMENTS for span in inline_commands(document)} - NO_COMMANDS)
+NO_COMMANDS = {"safehaul repository"}
+KEY_CONTEXT = "safehaul v1 "
+SPANS = sorted(
+    {
+        span
+        for document in DOCUMENTS
+        for span in inline_commands(document)
+        if not span.startswith(KEY_CONTEXT) and span not in NO_COMMANDS
+    }
+)
 TYPED = sorted(
     {
         part.strip()

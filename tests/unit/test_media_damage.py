@@ -15,17 +15,18 @@ from safehaul.media.reader import BackupReader
 from safehaul.media.repair import repair_index
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
-from safehaul.media.store_local import LocalStore
 from safehaul.media.verify import VerifyReport, verify
 from tests.unit.media_backup import (
     CHUNK,
     DISK,
+    SECRETS,
     back_up,
     contents,
     flip,
     new_repository,
     new_session,
     pack_paths,
+    reopen,
     restore,
     write_disk,
 )
@@ -35,13 +36,9 @@ IMAGE = (
 )
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return new_repository(tmp_path)
-
-
-def reopened(tmp_path: Path) -> Repository:
-    return Repository.open(LocalStore(tmp_path / "repository"))
+@pytest.fixture(params=SECRETS)
+def repository(tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
+    return new_repository(tmp_path, secret=request.param)
 
 
 def objects(tmp_path: Path, folder: str) -> list[Path]:
@@ -148,7 +145,7 @@ def test_a_lost_pack_is_found_by_the_light_verification(repository: Repository, 
         "damage": [],
     }
     pack_paths(repository)[0].unlink()
-    report = verify(reopened(tmp_path))
+    report = verify(reopen(tmp_path))
     assert len(report.damage) == 1
     assert lost_offsets(report)
 
@@ -159,10 +156,10 @@ def test_later_backups_heal_what_a_verification_found(repository: Repository, tm
     with pytest.raises(IntegrityError):
         restore(repository, first)
     verify(repository, full=True, note_damage=True)
-    healing = reopened(tmp_path)
+    healing = reopen(tmp_path)
     second = back_up(healing, "run-2", IMAGE, "20260102T000000Z")
     assert restore(healing, second) == IMAGE
-    assert restore(reopened(tmp_path), first) == IMAGE
+    assert restore(reopen(tmp_path), first) == IMAGE
     report = verify(healing, full=True)
     assert report.touched == []
     assert len(report.damaged_packs) == 1
@@ -172,7 +169,7 @@ def test_a_lost_pack_is_stored_again_without_being_told(repository: Repository, 
     first = back_up(repository, "run-1", IMAGE)
     for path in pack_paths(repository):
         path.unlink()
-    later = reopened(tmp_path)
+    later = reopen(tmp_path)
     second = back_up(later, "run-2", IMAGE, "20260102T000000Z")
     assert restore(later, second) == restore(later, first) == IMAGE
 
@@ -211,19 +208,19 @@ def test_the_index_is_made_again_from_the_packs(repository: Repository, tmp_path
             path.unlink()
         else:
             flip(path, 60)
-    without = reopened(tmp_path)
+    without = reopen(tmp_path)
     with pytest.raises(IntegrityError, match="no pack holds"):
         restore(without, ref)
     assert not verify(without).sound
     assert repair_index(without) == len(pack_paths(repository))
     assert repair_index(without) == 0
-    assert restore(reopened(tmp_path), ref) == IMAGE
+    assert restore(reopen(tmp_path), ref) == IMAGE
     # Again, when the repaired list itself is what gets damaged: its name is taken.
     for path in objects(tmp_path, "idx"):
         flip(path, 61)
-    again = reopened(tmp_path)
+    again = reopen(tmp_path)
     assert repair_index(again) == len(pack_paths(repository))
-    assert restore(reopened(tmp_path), ref) == IMAGE
+    assert restore(reopen(tmp_path), ref) == IMAGE
 
 
 def test_a_damaged_pack_is_not_listed_by_a_repair(repository: Repository, tmp_path: Path) -> None:
@@ -231,18 +228,18 @@ def test_a_damaged_pack_is_not_listed_by_a_repair(repository: Repository, tmp_pa
     for path in objects(tmp_path, "idx"):
         path.unlink()
     flip(pack_paths(repository)[0], 300)
-    assert repair_index(reopened(tmp_path)) == len(pack_paths(repository)) - 1
+    assert repair_index(reopen(tmp_path)) == len(pack_paths(repository)) - 1
 
 
 def test_damaged_pages_manifests_and_indexes_are_named(repository: Repository, tmp_path: Path) -> None:
     ref = back_up(repository, "run-1", IMAGE)
     page = objects(tmp_path, "pages")[0]
     flip(page, 50)
-    report = verify(reopened(tmp_path))
+    report = verify(reopen(tmp_path))
     assert [item.object_name for item in report.damage] == [f"pages/{page.name[:2]}/{page.name}"]
     assert len(lost_offsets(report)) == -(-len(IMAGE) // CHUNK)
     with pytest.raises(IntegrityError, match=page.name):
-        restore(reopened(tmp_path), ref)
+        restore(reopen(tmp_path), ref)
     flip(page, 50)
     flip(tmp_path / "repository" / manifest_name(ref), 50)
     assert [item.object_name for item in verify(repository).damage] == [manifest_name(ref)]
@@ -252,7 +249,7 @@ def test_a_kept_index_serves_the_next_process(repository: Repository, tmp_path: 
     ref = back_up(repository, "run-1", IMAGE)
     path = tmp_path / "index.sqlite"
     for _ in range(2):
-        kept = Repository.open(LocalStore(tmp_path / "repository"), index_path=path)
+        kept = reopen(tmp_path, path)
         assert restore(kept, ref) == IMAGE
         count = kept.index.chunk_count()
         kept.close()

@@ -9,8 +9,10 @@ import pytest
 from blake3 import blake3
 
 from safehaul.errors import AlreadyExistsError, ConfigError, IntegrityError, NotFoundError, UnsupportedError
+from safehaul.media.canonical import canonical_json
 from safehaul.media.envelope import Kind, unwrap, wrap
-from safehaul.media.repository import Repository, canonical_json
+from safehaul.media.keys import SUITES, RepositoryKeys
+from safehaul.media.repository import Repository
 from safehaul.media.store_local import LocalStore
 from tests.unit.media_backup import new_repository
 
@@ -47,12 +49,12 @@ def test_no_repository_is_a_clear_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"version": 2}, {"features_required": ["encryption-v9"]}, {"suite": 1}],
+    [{"version": 2}, {"features_required": ["encryption-v9"]}, {"suite": 9}],
 )
 def test_a_newer_format_is_refused_by_name(tmp_path: Path, changes: dict[str, object]) -> None:
     new_repository(tmp_path)
     _change_config(tmp_path, **changes)
-    with pytest.raises(UnsupportedError, match=r"version 2|encryption-v9|cipher suite 1"):
+    with pytest.raises(UnsupportedError, match=r"version 2|encryption-v9|cipher suite 9"):
         Repository.open(LocalStore(tmp_path / "repository"))
 
 
@@ -105,9 +107,10 @@ def test_impossible_sizes_are_refused(tmp_path: Path, chunk: int, pack: int) -> 
         new_repository(tmp_path, chunk, pack)
 
 
+@pytest.mark.parametrize("suite", sorted(SUITES))
 @pytest.mark.parametrize("body", [b"", b"x", bytes(10_000), bytes(range(256)) * 4])
-def test_every_changed_or_missing_byte_of_a_small_object_is_found(body: bytes) -> None:
-    key, name = bytes(32), "jobs/a/b"
+def test_every_changed_or_missing_byte_of_a_small_object_is_found(body: bytes, suite: int) -> None:
+    key, name = RepositoryKeys(bytes(32), suite), "jobs/a/b"
     data = wrap(key, Kind.JOB, name, body)
     assert unwrap(key, Kind.JOB, name, data) == body
     for place in range(len(data)):
@@ -119,11 +122,13 @@ def test_every_changed_or_missing_byte_of_a_small_object_is_found(body: bytes) -
             unwrap(key, Kind.JOB, name, data[:place])
 
 
-def test_an_object_under_another_name_or_kind_is_found() -> None:
-    data = wrap(bytes(32), Kind.JOB, "jobs/a", b"x")
+@pytest.mark.parametrize("suite", sorted(SUITES))
+def test_an_object_under_another_name_or_kind_is_found(suite: int) -> None:
+    keys = RepositoryKeys(bytes(32), suite)
+    data = wrap(keys, Kind.JOB, "jobs/a", b"x")
     with pytest.raises(IntegrityError):
-        unwrap(bytes(32), Kind.JOB, "jobs/b", data)
+        unwrap(keys, Kind.JOB, "jobs/b", data)
     with pytest.raises(IntegrityError):
-        unwrap(bytes(32), Kind.PAGE, "jobs/a", data)
+        unwrap(keys, Kind.PAGE, "jobs/a", data)
     with pytest.raises(IntegrityError):
-        unwrap(b"1" * 32, Kind.JOB, "jobs/a", data)
+        unwrap(RepositoryKeys(b"1" * 32, suite), Kind.JOB, "jobs/a", data)

@@ -37,6 +37,7 @@ from tests.unit.media_backup import (
     CHUNK,
     DISK,
     PACK,
+    SECRETS,
     VM,
     back_up,
     contents,
@@ -44,14 +45,15 @@ from tests.unit.media_backup import (
     new_repository,
     new_session,
     pack_paths,
+    reopen,
     restore,
     write_disk,
 )
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return new_repository(tmp_path)
+@pytest.fixture(params=SECRETS)
+def repository(tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
+    return new_repository(tmp_path, secret=request.param)
 
 
 def image_of(seed: int, chunks: int = 40) -> bytes:
@@ -285,7 +287,7 @@ def test_racing_committers_and_later_commits_give_one_backup(repository: Reposit
     refs: list[BackupRef] = []
 
     def run() -> None:
-        mine = Repository.open(LocalStore(tmp_path / "repository"))
+        mine = reopen(tmp_path)
         session = find_session(mine, "run-1")
         start.wait()
         verify_session(session)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from safehaul.errors import ConfigError
-from workers.cli import backups, catalog, configuration, exits, group, job, repo, restore, worker
+from workers.cli import backups, catalog, configuration, disk, exits, group, job, keys, repo, restore, worker
 from workers.cli.output import Json, Output, plain, show_json
 
 HELP = """Back up VMware VMs on NFS datastores straight from the filer.
@@ -35,8 +35,14 @@ app.add_typer(worker.app, name="worker", help="Run a worker process: commserve, 
 app.add_typer(group.app, name="group", help="List VM groups; preview which VMs one selects.")
 app.add_typer(job.app, name="job", help="Start, list, watch, show and cancel backup jobs.")
 app.add_typer(backups.app, name="backups", help="List backups, show what one holds, verify them.")
+app.add_typer(disk.app, name="disk", help="Read bytes of a disk in a backup, without a restore.")
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
-app.add_typer(repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository.")
+repo.app.add_typer(
+    keys.app, name="key", help="List, add, remove and rotate what opens an encrypted repository."
+)
+app.add_typer(
+    repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository; manage its keys."
+)
 app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
 app.add_typer(
     configuration.app, name="config", help="Check the configuration; print an example or the reference."

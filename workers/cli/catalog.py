@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import typer
 
 from activities.catalog_rows import JobRows, jobs_of_repository, rows_of_repository
+from activities.repositories import open_repository
 from safehaul.catalog.catalog import Catalog
 from safehaul.catalog.rows import BackupRow
 from safehaul.media.repository import Repository
-from safehaul.media.store import open_store
 from workers.cli.output import Json, of, safe, say, show_json
 
 app = typer.Typer(no_args_is_help=True)
@@ -35,7 +35,7 @@ def rebuild(context: typer.Context, *, as_json: Json = False) -> None:
     unread: list[str] = []
 
     for agent in settings.media_agents:
-        repository = Repository.open(open_store(agent.repository), for_writing=False)
+        repository = open_repository(agent, for_writing=False)
         counts[agent.name] = catalog.replace_backups(agent.name, _backups(repository, agent.name, unread))
         jobs[agent.name] = _record_jobs(catalog, repository, agent.name, unread)
         repository.close()

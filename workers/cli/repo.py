@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from activities import repositories
 from safehaul.config.models import MediaAgent
 from safehaul.config.settings import Settings
 from safehaul.errors import InvalidInputError
@@ -27,15 +28,32 @@ Agent = Annotated[
 
 @app.command()
 def init(context: typer.Context, media_agent: Agent = None, *, as_json: Json = False) -> None:
-    """Make the repository of a MediaAgent. Example: `safehaul repo init --media-agent vault`."""
+    """Make the repository of a MediaAgent, encrypted when a passphrase or key_file is configured for it.
+
+    Example: `safehaul repo init --media-agent vault`.
+    """
     agent = choose(of(context).settings(), media_agent)
-    repository = Repository.init(open_store(agent.repository), pack_size_bytes=agent.pack_size_bytes)
+    repository = Repository.init(
+        open_store(agent.repository),
+        pack_size_bytes=agent.pack_size_bytes,
+        secret=repositories.secret_of(agent),
+    )
     repository.close()
+    encrypted = repository.config.encrypted
     if as_json:
         made = {"repository_id": repository.config.repository_id, "url": repository.store.url}
-        show_json({"media_agent": agent.name, **made})
+        show_json({"media_agent": agent.name, **made, "encrypted": encrypted})
+        return
+    kind = "encrypted" if encrypted else "unencrypted"
+    say(f"made the {kind} repository of MediaAgent {safe(agent.name)} at {safe(repository.store.url)}")
+    if encrypted:
+        say(
+            "keep a copy of its passphrase or key file apart from this site: without it no backup can be read"
+        )
     else:
-        say(f"made the repository of MediaAgent {safe(agent.name)} at {safe(repository.store.url)}")
+        say(
+            "who can read its files can read the backups: passphrase or key_file in [[media_agents]] encrypts the next"
+        )
 
 
 @app.command()
@@ -121,4 +139,4 @@ def choose(settings: Settings, name: str | None) -> MediaAgent:
 
 def open_repository(settings: Settings, name: str | None, *, for_writing: bool = False) -> Repository:
     """The repository of a MediaAgent; for reading only, nothing of it has to be understood for writing."""
-    return Repository.open(open_store(choose(settings, name).repository), for_writing=for_writing)
+    return repositories.open_repository(choose(settings, name), for_writing=for_writing)

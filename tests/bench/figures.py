@@ -11,6 +11,8 @@ from tests.bench.images import Images
 from tests.bench.rounds import Run
 
 HEADLINE = "safehaul, NFS, encrypted"
+LOCAL = "safehaul, file, encrypted"
+"""Stands in where there is no filer, for figures that the source has no part in."""
 RESTIC, BORG, LIMIT = "restic", "borg, encrypted", "limit, NFS"
 
 Value = Callable[[Run], float]
@@ -74,6 +76,7 @@ class Figures:
         self._runs = runs
         self._images = images
         self._missing = missing
+        self._stored_by = LOCAL if HEADLINE in missing else HEADLINE
         self._notes: dict[str, str] = {}
 
     def as_json(self) -> dict[str, object]:
@@ -100,9 +103,9 @@ class Figures:
             )
             values[f"increment_all_read_vs_{name}"] = self._ratio(Step.INCREMENT, peer, wall)
             values[f"rescan_vs_{name}"] = self._ratio(Step.RESCAN, peer, wall)
-            values[f"restore_vs_{name}"] = self._ratio(Step.RESTORE, peer, durable)
-            values[f"restore_unsynced_vs_{name}"] = self._ratio(Step.RESTORE, peer, wall)
-        ours = paired(self._runs, Step.FULL, HEADLINE, RESTIC, stored)
+            values[f"restore_vs_{name}"] = self._ratio(Step.RESTORE, peer, durable, self._stored_by)
+            values[f"restore_unsynced_vs_{name}"] = self._ratio(Step.RESTORE, peer, wall, self._stored_by)
+        ours = paired(self._runs, Step.FULL, self._stored_by, RESTIC, stored)
         values["stored_vs_restic"] = ours and ours.middle
         # Not the median: it is a bound.
         values["stream_memory_mib"] = memory and memory.most
@@ -117,9 +120,9 @@ class Figures:
             "not_measured": self._notes,
         }
 
-    def _ratio(self, step: Step, peer: str, value: Value) -> float | None:
+    def _ratio(self, step: Step, peer: str, value: Value, ours: str = HEADLINE) -> float | None:
         """The peer's time over ours: above 1 we are faster."""
-        found = paired(self._runs, step, peer, HEADLINE, value)
+        found = paired(self._runs, step, peer, ours, value)
         return found and found.middle
 
     def _why(self, key: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from tests.bench import __main__ as bench
 from tests.bench import table
 from tests.bench.contenders import Step, fastest_borg_mode
-from tests.bench.figures import BORG, HEADLINE, LIMIT, RESTIC, Figures, Spread, cpu, paired, spread
+from tests.bench.figures import BORG, HEADLINE, LIMIT, LOCAL, RESTIC, Figures, Spread, cpu, paired, spread
 from tests.bench.images import BLOCK_BYTES, Images, scattered
 from tests.bench.processes import BenchError, Command, Cost, cost, run, stored_bytes
 from tests.bench.profile import shares
@@ -85,12 +85,14 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
 
 
 def test_what_was_not_measured_is_null_with_its_reason(tmp_path: Path) -> None:
-    runs = [_run(RESTIC, Step.FULL, 0, 2.0)]
+    steps = (Step.FULL, Step.RESTORE)
+    runs = [_run(name, step, 0, 2.0) for name in (RESTIC, BORG, LOCAL) for step in steps]
     found = Figures(runs, _images(tmp_path), {HEADLINE: "no filer", LIMIT: "no filer"}).as_json()
     reasons = found["not_measured"]
     assert isinstance(reasons, dict)
-    assert {key for key in KEYS if found[key] is None} == KEYS
-    assert set(reasons) >= KEYS
+    without_source = {"restore_vs_restic", "restore_vs_borg", "stored_vs_restic"}
+    assert {key for key in KEYS if found[key] is None} == KEYS - without_source
+    assert set(reasons) >= KEYS - without_source
     assert reasons["full_wall_vs_limit"] == f"{HEADLINE}: no filer; {LIMIT}: no filer"
 
 

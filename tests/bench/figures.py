@@ -13,7 +13,7 @@ from tests.bench.rounds import Run
 HEADLINE = "safehaul, NFS, encrypted"
 LOCAL = "safehaul, file, encrypted"
 """Stands in where there is no filer, for figures that the source has no part in."""
-RESTIC, BORG, LIMIT = "restic", "borg, encrypted", "limit, NFS"
+RESTIC, BORG, LIMIT, LOCAL_LIMIT = "restic", "borg, encrypted", "limit, NFS", "limit, file"
 
 Value = Callable[[Run], float]
 
@@ -95,6 +95,7 @@ class Figures:
         }
         for peer, name in ((RESTIC, "restic"), (BORG, "borg"), (LIMIT, "limit")):
             values[f"full_wall_vs_{name}"] = self._ratio(Step.FULL, peer, wall)
+        values |= self._from_file()
         for peer, name in ((RESTIC, "restic"), (BORG, "borg")):
             values[f"increment_vs_{name}"] = None
             self._notes[f"increment_vs_{name}"] = (
@@ -119,6 +120,17 @@ class Figures:
             "image_mib": self._images.size_bytes >> 20,
             "not_measured": self._notes,
         }
+
+    def _from_file(self) -> dict[str, float | None]:
+        """The ratios of what reads the disk, with our run from the local file too: the same source for all."""
+        peers = ((RESTIC, "restic"), (BORG, "borg"), (LOCAL_LIMIT, "limit"))
+        values = {
+            f"full_wall_vs_{name}_file": self._ratio(Step.FULL, peer, wall, LOCAL) for peer, name in peers
+        }
+        for peer, name in peers[:2]:
+            values[f"rescan_vs_{name}_file"] = self._ratio(Step.RESCAN, peer, wall, LOCAL)
+            values[f"increment_all_read_vs_{name}_file"] = self._ratio(Step.INCREMENT, peer, wall, LOCAL)
+        return values
 
     def _ratio(self, step: Step, peer: str, value: Value, ours: str = HEADLINE) -> float | None:
         """The peer's time over ours: above 1 we are faster."""

@@ -13,7 +13,19 @@ import pytest
 from tests.bench import __main__ as bench
 from tests.bench import table
 from tests.bench.contenders import Step, fastest_borg_mode
-from tests.bench.figures import BORG, HEADLINE, LIMIT, LOCAL, RESTIC, Figures, Spread, cpu, paired, spread
+from tests.bench.figures import (
+    BORG,
+    HEADLINE,
+    LIMIT,
+    LOCAL,
+    LOCAL_LIMIT,
+    RESTIC,
+    Figures,
+    Spread,
+    cpu,
+    paired,
+    spread,
+)
 from tests.bench.images import BLOCK_BYTES, Images, scattered
 from tests.bench.processes import BenchError, Command, Cost, cost, run, stored_bytes
 from tests.bench.profile import shares
@@ -65,6 +77,7 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
     for number in range(2):
         for step in (Step.FULL, Step.RESCAN, Step.INCREMENT):
             runs.append(_run(HEADLINE, step, number, 2.0, cpu_s=6.0))
+            runs += [_run(LOCAL, step, number, 1.0), _run(LOCAL_LIMIT, step, number, 0.5)]
             runs += [_run(peer, step, number, 5.0) for peer in (RESTIC, BORG, LIMIT)]
         runs.append(_run(HEADLINE, Step.RESTORE, number, 1.0, flush_s=3.0))
         runs += [_run(peer, Step.RESTORE, number, 3.0, flush_s=3.0) for peer in (RESTIC, BORG)]
@@ -73,6 +86,8 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
     assert found["full_cpu_s_per_gib"] == 1.5
     assert found["full_cpu_s_per_nonzero_gib"] == 2.0
     assert found["full_wall_vs_restic"] == found["full_wall_vs_limit"] == found["rescan_vs_borg"] == 2.5
+    assert found["full_wall_vs_borg_file"] == found["rescan_vs_restic_file"] == 5.0
+    assert found["full_wall_vs_limit_file"] == 0.5
     assert found["restore_vs_restic"] == 1.5
     assert found["restore_unsynced_vs_restic"] == 3.0
     assert found["stored_vs_restic"] == 1.0

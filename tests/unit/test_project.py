@@ -119,7 +119,7 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_make_alone_teaches_every_target() -> None:
     done = _make()
     assert done.returncode == 0, done.stderr
-    for target in ("demo", "test", "test-all", "check", "venv", "lock"):
+    for target in ("demo", "test", "test-all", "bench", "check", "venv", "lock"):
         assert f"make {target} " in done.stdout
 
 

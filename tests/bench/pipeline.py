@@ -1,0 +1,209 @@
+"""The product's own runs, each a process: `python -m tests.bench.pipeline ORDER`, where ORDER is a JSON object.
+
+`backup` does what the worker processes of an access node and a MediaAgent do in steps 11 and 12, with their code: the
+disk's chain over an export, the loop of `transfer_disk`, `DiskWriter`, the local store with its syncs, the read-back
+and the commit. `restore` is the command line's restore to an image, `verify` the full verification.
+
+Times begin when everything is imported, because a worker is imported once, and include the opening of the repository
+with its key. The read-back is timed apart: no peer does one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
+
+from pydantic import BaseModel, SecretBytes
+
+from activities.transfer import _copy, _Watch
+from safehaul.media.key_slots import RepositorySecret
+from safehaul.media.manifest import BackupContents, DiskDescription, read_manifest
+from safehaul.media.reader import BackupReader
+from safehaul.media.repository import Repository
+from safehaul.media.seal import backup_ref, commit, verify_session
+from safehaul.media.sessions import Session, find_session, open_session
+from safehaul.media.store_local import LocalStore
+from safehaul.media.verify import verify
+from safehaul.media.writer import DiskWriter
+from safehaul.messages.exports import ExportDefinition
+from safehaul.nas.datastores import DatastoreFiles, open_export
+from safehaul.vmdk.chain import DiskChain
+from tests.bench.processes import BenchError, tell
+from tests.bench.sampling import sampled
+from workers.cli.disk_image import write_image
+
+DISK = 2000
+_VM = "0f1e2d3c.50112233-bench"
+_SECRET = RepositorySecret("passphrase", SecretBytes(b"a passphrase for the benchmark"))
+
+
+class Order(BaseModel):
+    """What one process is to do."""
+
+    do: Literal["init", "backup", "restore", "verify"]
+    repository: Path
+    encrypted: bool
+    session: str = ""
+    export: ExportDefinition | None = None
+    disk: str = ""
+    """Folder of the image on the export."""
+    previous: str = ""
+    """Session of the backup before, if there is one."""
+    target: Path | None = None
+
+
+class _Silent(_Watch):
+    """The loop's companion, without a vCenter to look at and without heartbeats."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def waits(self, done_bytes: int, waits_for: str) -> None:
+        pass
+
+    def look(self) -> None:
+        pass
+
+
+class _Meter:
+    """Wall and CPU seconds of this process, in parts."""
+
+    def __init__(self) -> None:
+        self.wall_s = 0.0
+        self.cpu_s = 0.0
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Count what happens inside."""
+        wall, cpu = time.perf_counter(), _cpu_s()
+        try:
+            yield
+        finally:
+            self.wall_s += time.perf_counter() - wall
+            self.cpu_s += _cpu_s() - cpu
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _age_s() -> float:
+    """Seconds since this process was started: proc(5), stat, field 22."""
+    fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0])
+    raise BenchError(f"the kernel does not tell {field}")
+
+
+def _forget_peak() -> None:
+    """Make the present memory the peak: proc(5), clear_refs, 5."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _open(order: Order, *, for_writing: bool) -> Repository:
+    return Repository.open(
+        LocalStore(order.repository), for_writing=for_writing, secret=_SECRET if order.encrypted else None
+    )
+
+
+def _backup(order: Order) -> None:
+    assert order.export is not None
+    start_s = _age_s()
+    work, read_back = _Meter(), _Meter()
+    with work.on(), sampled():
+        repository = _open(order, for_writing=True)
+        session = open_session(
+            repository, order.session, vc_guid=_VM, vm_name="bench", point_in_time=order.session
+        )
+        previous = None
+        if order.previous:
+            ref = backup_ref(find_session(repository, order.previous))
+            previous = read_manifest(repository, ref).disk_map(repository, DISK)
+        _forget_peak()
+        base_kib = _memory_kib("VmRSS")
+        with (
+            open_export(order.export) as export,
+            DiskChain(DatastoreFiles({"bench": export}), f"[bench] {order.disk}/disk.vmdk") as chain,
+            DiskWriter(session, DISK, chain.capacity_bytes, previous=previous) as writer,
+        ):
+            _copy(chain, writer, _Silent())
+            summary = writer.finish()
+        stream_kib = _memory_kib("VmHWM") - base_kib
+    with read_back.on():
+        verify_session(session)
+    with work.on(), sampled():
+        _commit(session, summary.capacity_bytes)
+    stats = summary.stats
+    tell(
+        {
+            "wall_s": work.wall_s,
+            "cpu_s": work.cpu_s,
+            "start_s": start_s,
+            "read_back_s": read_back.wall_s,
+            "read_back_cpu_s": read_back.cpu_s,
+            "stream_memory_mib": stream_kib / 1024,
+            "bytes_zero": stats.bytes_zero,
+            "bytes_new": stats.bytes_new,
+        }
+    )
+
+
+def _commit(session: Session, capacity_bytes: int) -> None:
+    disk = DiskDescription(key=DISK, label="Hard disk 1", capacity_bytes=capacity_bytes)
+    commit(session, BackupContents(disks=[disk], skipped=[]))
+
+
+def _restore(order: Order) -> None:
+    assert order.target is not None
+    work, flush = _Meter(), _Meter()
+    plain_sync = os.fsync
+
+    def timed_sync(descriptor: int) -> None:
+        with flush.on():
+            plain_sync(descriptor)
+
+    # The image's sync is one call: apart from the rest it can be compared with peers, which do not sync.
+    with patch.object(os, "fsync", timed_sync), work.on():
+        repository = _open(order, for_writing=False)
+        ref = backup_ref(find_session(repository, order.session))
+        reader = BackupReader(repository, ref.vc_guid, ref.backup_id)
+        try:
+            write_image(reader, reader.manifest.disk(DISK), order.target, progress=lambda _: None)
+        finally:
+            reader.close()
+    tell({"wall_s": work.wall_s - flush.wall_s, "cpu_s": work.cpu_s, "flush_s": flush.wall_s})
+
+
+def _verify(order: Order) -> None:
+    work = _Meter()
+    with work.on():
+        report = verify(_open(order, for_writing=False), full=True)
+    if not report.sound:
+        raise BenchError(f"the repository is damaged: {report.damage[:3]}")
+    tell({"wall_s": work.wall_s, "cpu_s": work.cpu_s, "bytes_read": report.bytes_read})
+
+
+def main(order: Order) -> None:
+    """Do it, and print the report as the last line."""
+    if order.do == "init":
+        Repository.init(LocalStore(order.repository), secret=_SECRET if order.encrypted else None).close()
+    else:
+        {"backup": _backup, "restore": _restore, "verify": _verify}[order.do](order)
+
+
+if __name__ == "__main__":
+    main(Order.model_validate_json(sys.argv[1]))

@@ -218,25 +218,29 @@ def _vanished_is_moved(vm: VmRef, disk: VmDisk) -> Iterator[None]:
 
 
 def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
-    """Read the disk from where the writer needs it to its end, one buffer ahead of the writer."""
-    offset = writer.resume_offset_bytes
-    if offset >= chain.capacity_bytes:
+    """Read the disk from where the writer needs it to its end."""
+    _copy_range(chain, writer, watch, writer.resume_offset_bytes, chain.capacity_bytes)
+
+
+def _copy_range(chain: DiskChain, writer: DiskWriter, watch: _Watch, offset: int, end: int) -> None:
+    """Read a range of the disk, one buffer ahead of the writer."""
+    if offset >= end:
         return
     buffers = [bytearray(READ_BYTES), bytearray(READ_BYTES)]
 
     def read(at: int, buffer: bytearray) -> int:
-        length = min(READ_BYTES, chain.capacity_bytes - at)
+        length = min(READ_BYTES, end - at)
         return chain.read_into(at, memoryview(buffer)[:length])
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
         pending: Future[int] = ahead.submit(read, offset, buffers[0])
-        while offset < chain.capacity_bytes:
+        while offset < end:
             watch.waits(offset, "filer")
             watch.look()
             length = pending.result()
             full = buffers[0]
             buffers.reverse()
-            if offset + length < chain.capacity_bytes:
+            if offset + length < end:
                 pending = ahead.submit(read, offset + length, buffers[0])
             watch.waits(offset, "repository")
             writer.write(memoryview(full)[:length], offset)

@@ -71,8 +71,16 @@ class ChunkEncoder:
     def feed_hole(self) -> None:
         """Take one whole chunk that is known to be zero. Only at a chunk's start."""
         assert self._filled == 0, "a hole in the middle of a chunk is fed as zeros"
+        self._append_done(Encoded(HOLE, self._size))
+
+    def feed_stored(self, chunk_id: bytes, length: int) -> None:
+        """Take one whole chunk that is stored already, by its id. Only at a chunk's start."""
+        assert self._filled == 0, "a stored chunk in the middle of another one"
+        self._append_done(Encoded(chunk_id, length))
+
+    def _append_done(self, encoded: Encoded) -> None:
         done: Future[Encoded] = Future()
-        done.set_result(Encoded(HOLE, self._size))
+        done.set_result(encoded)
         self._pending.append((done, None))
         while len(self._pending) > SLOTS:
             self._take_oldest()

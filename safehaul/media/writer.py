@@ -136,6 +136,28 @@ class DiskWriter:
             self._advance(count)
             length_bytes -= count
 
+    def skip_unchanged(self, length_bytes: int) -> int:
+        """Take what stands as in the `previous` backup, without its bytes, from where the last call ended.
+
+        The caller answers for it (vCenter's changed areas). Returns how many bytes were taken: whole chunks, up to the
+        range's end or to the first chunk that no sound pack holds any more; what is left is to be written.
+        """
+        begin, previous = self._position, self._previous
+        self._check(begin, length_bytes)
+        while previous is not None and self._position % self._chunk_size == 0:
+            number = self._position // self._chunk_size
+            length = min(self._chunk_size, self.capacity_bytes - self._position)
+            left = begin + length_bytes - self._position
+            # The last chunk of a disk that has grown since is another one.
+            if left < length or not length or number >= previous.chunk_count:
+                break
+            chunk_id = previous.chunk_id(number)
+            if previous.length_of(number) != length or not (chunk_id == HOLE or self._is_known(chunk_id)):
+                break
+            self._encoder.feed_stored(chunk_id, length)
+            self._advance(length)
+        return self._position - begin
+
     def _check(self, offset_bytes: int, length_bytes: int) -> None:
         if offset_bytes != self._position or offset_bytes + length_bytes > self.capacity_bytes:
             raise InvalidInputError(

@@ -111,6 +111,7 @@ class Product:
             export=self.export,
             disk=DISK_OF.get(step, ""),
             previous="day-1" if step in {Step.RESCAN, Step.INCREMENT} else "",
+            changed=list(self.images.changed) if step is Step.INCREMENT else None,
         )
         if step is Step.RESTORE:
             order = order.model_copy(update={"do": "restore", "target": restored(place)})

@@ -22,11 +22,11 @@ from unittest.mock import patch
 
 from pydantic import BaseModel, SecretBytes
 
-from activities.transfer import _copy, _Watch
+from activities.transfer import _copy, _copy_range, _Watch
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.manifest import BackupContents, DiskDescription, read_manifest
 from safehaul.media.reader import BackupReader
-from safehaul.media.repository import Repository
+from safehaul.media.repository import DEFAULT_CHUNK_SIZE_BYTES, Repository
 from safehaul.media.seal import backup_ref, commit, verify_session
 from safehaul.media.sessions import Session, find_session, open_session
 from safehaul.media.store_local import LocalStore
@@ -54,6 +54,8 @@ class Order(BaseModel):
     export: ExportDefinition | None = None
     disk: str = ""
     """Folder of the image on the export."""
+    changed: list[tuple[int, int]] | None = None
+    """Start and length of what differs from `previous`, as vCenter's changed areas would tell; None: not known."""
     previous: str = ""
     """Session of the backup before, if there is one."""
     target: Path | None = None
@@ -140,7 +142,10 @@ def _backup(order: Order) -> None:
             DiskChain(DatastoreFiles({"bench": export}), f"[bench] {order.disk}/disk.vmdk") as chain,
             DiskWriter(session, DISK, chain.capacity_bytes, previous=previous) as writer,
         ):
-            _copy(chain, writer, _Silent())
+            if order.changed is None:
+                _copy(chain, writer, _Silent())
+            else:
+                _copy_changed(chain, writer, order.changed)
             summary = writer.finish()
         stream_kib = _memory_kib("VmHWM") - base_kib
     with read_back.on():
@@ -160,6 +165,36 @@ def _backup(order: Order) -> None:
             "bytes_new": stats.bytes_new,
         }
     )
+
+
+def _copy_changed(chain: DiskChain, writer: DiskWriter, changed: list[tuple[int, int]]) -> None:
+    """Read the chunks that hold a changed byte; take the others as they are in the backup before."""
+    size = DEFAULT_CHUNK_SIZE_BYTES
+    touched = {
+        number for start, length in changed for number in range(start // size, -(-(start + length) // size))
+    }
+    position = 0
+    for first, last in _runs(sorted(touched)):
+        for begin, end in ((position, first * size), (first * size, min(last * size, chain.capacity_bytes))):
+            known = begin == position
+            taken = writer.skip_unchanged(end - begin) if known and end > begin else 0
+            _copy_range(chain, writer, _Silent(), begin + taken, end)
+        position = min(last * size, chain.capacity_bytes)
+    taken = writer.skip_unchanged(chain.capacity_bytes - position)
+    _copy_range(chain, writer, _Silent(), position + taken, chain.capacity_bytes)
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Numbers that follow each other, as (first, end)."""
+    begin = end = -1
+    for number in numbers:
+        if number != end:
+            if end > begin:
+                yield begin, end
+            begin = number
+        end = number + 1
+    if end > begin:
+        yield begin, end
 
 
 def _commit(session: Session, capacity_bytes: int) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safehaul.errors import IntegrityError, UnsupportedError
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.locations import PackListing, decode_locations, encode_locations
+from safehaul.media.manifest import read_manifest
 from safehaul.media.pack import HEADER_LENGTH, ChunkEntry, SealedPack
 from safehaul.media.progress import DiskStats, ProgressRecord, decode_progress, encode_progress
 from safehaul.media.reader import BackupReader
@@ -126,6 +127,53 @@ def test_every_backup_of_a_series_stays_equal(secret: Secret, versions: list[byt
         for ref, image in zip(refs, versions, strict=True):
             assert restore(reopened(repository), ref) == image
         assert verify(repository, full=True).sound
+
+
+@SLOW
+@given(
+    secret=suites,
+    image=images(),
+    changed=st.lists(st.tuples(st.integers(0, 23), st.integers(0, 12)), max_size=6),
+    grown=st.integers(0, 2 * CHUNK),
+    condemned=st.booleans(),
+)
+def test_an_increment_by_known_changes_is_restored_equal(
+    secret: Secret, image: bytes, changed: list[tuple[int, int]], grown: int, condemned: bool
+) -> None:
+    """Only the changed chunks are given; what no sound pack holds any more is asked for again."""
+    with scratch_repository(secret) as repository:
+        first = back_up(repository, "day-1", image)
+        second = bytearray(image + bytes(grown))
+        touched = set(range(len(image) // CHUNK, -(-len(second) // CHUNK)))
+        for number, kind in changed:
+            if (number + 1) * CHUNK <= len(image):
+                second[number * CHUNK : (number + 1) * CHUNK] = chunk_content(kind)
+                touched.add(number)
+        if condemned:
+            for path in pack_paths(repository)[:1]:
+                path.unlink()
+        mine = reopened(repository)
+        previous = read_manifest(mine, first).disk_map(mine, DISK)
+        given_bytes = 0
+        with DiskWriter(
+            new_session(mine, "day-2", "20260102T000000Z"), DISK, len(second), previous=previous
+        ) as writer:
+            position = 0
+            while position < len(second):
+                number = position // CHUNK
+                length = min(CHUNK, len(second) - position)
+                taken = 0 if number in touched else writer.skip_unchanged(length)
+                if not taken:
+                    writer.write(bytes(second[position : position + length]), position)
+                    given_bytes += length
+                position += length
+            writer.finish()
+        if not condemned:
+            assert given_bytes <= len(touched) * CHUNK
+        session = find_session(mine, "day-2")
+        verify_session(session)
+        ref = commit(session, contents(bytes(second)))
+        assert restore(reopened(repository), ref) == bytes(second)
 
 
 @SLOW

@@ -39,7 +39,6 @@ _REFUSED_CODES = {
     "SignatureDoesNotMatch",
 }
 _FULL_CODES = {
-    "EntityTooLarge",
     "InsufficientCapacity",
     "InsufficientStorage",
     "QuotaExceeded",
@@ -51,6 +50,7 @@ _FULL_CODES = {
 _BUSY_STATUS = {429, 503}
 _PASSING_STATUS = {408, 409, 425}
 _PASSING_CODES = {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
+_NOT_TRUSTED = "InvalidCertificate"
 _NOT_SENT = ("builder error", "Received redirect")
 """obstore made no request of it, or the store sent it elsewhere."""
 _LOST = (
@@ -61,6 +61,7 @@ _LOST = (
     ("IncompleteMessage", "the connection was cut"),
     ("UnexpectedEof", "the connection was cut"),
     ("dns error", "the host's name is not known"),
+    ("InvalidContentType", "it does not speak TLS"),
 )
 """What stands in obstore's dump → what a person reads; the first that fits."""
 
@@ -96,7 +97,7 @@ def _wrong(error: Exception, text: str, status: int | None, code: str, said: str
         return UnsupportedError(
             f"{said}; the store cannot do what a repository needs (docs/object-stores.md)"
         )
-    if "invalid peer certificate" in text:
+    if _NOT_TRUSTED in text:
         return ConfigError(f"{said}; give the CA that signed the store's certificate in s3_ca_file")
     passes = (
         status is None or status >= 500 or status in _PASSING_STATUS | _BUSY_STATUS or code in _PASSING_CODES
@@ -127,11 +128,15 @@ def _code(text: str) -> str:
 
 def _said(text: str, status: int | None, code: str) -> str:
     """The refusal in a few words."""
-    if "invalid peer certificate" in text:
+    if _NOT_TRUSTED in text:
         return "the store's certificate is not trusted"
     if status is not None or code:
         sentence = _SENTENCE.search(text)
-        words = [f"HTTP {status}" if status else "", code, f"({sentence[1].strip()})" if sentence else ""]
+        words = [
+            f"HTTP {status}" if status else "",
+            code,
+            f"({' '.join(sentence[1].split())})" if sentence else "",
+        ]
         return " ".join(word for word in words if word)
     for sign, meaning in _LOST:
         if sign in text:

@@ -11,7 +11,8 @@ complete it conditionally too, obstore (0.12) cannot: `commit` looks whether the
 two writers of one name could both succeed, and the later one's object would stay. No two writers have the name of a
 pack: it is 256 fresh random bits. But whoever has stolen an access node's keys can overwrite a pack, and a bucket's
 policy that demands `If-None-Match` refuses the completion. Both are met by a `part_size_bytes` above the repository's
-pack size: then every object is one conditional PUT, for as much memory a stream.
+pack size: then every object is one conditional PUT, and a stream takes a pack's size of memory (measured: 65 MiB for
+packs of 64 MiB, where parts of 8 MiB take 25).
 
 **Durable** is what the store has answered with success; that it keeps it is the store's promise.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import SecretStr
 
 from lab.object_store import BUCKET, REGION, WRITER, Identity
@@ -21,6 +23,7 @@ def s3_store(
     timeout_s: float = 30.0,
     retries: int = 2,
     bucket: str = BUCKET,
+    ca_file: Path | None = None,
 ) -> DeletingStore:
     """The bucket below `prefix` as `who` sees it; whether he may delete is the server's to say."""
     options = S3Options(
@@ -28,7 +31,8 @@ def s3_store(
         region=REGION,
         access_key=SecretStr(who.access_key),
         secret_key=SecretStr(who.secret_key),
-        allow_http=True,
+        ca_file=ca_file,
+        allow_http=endpoint.startswith("http://"),
         part_size_bytes=part_size_bytes,
         timeout_s=timeout_s,
         retries=retries,

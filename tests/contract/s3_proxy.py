@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+from lab.vcenter.certificate import Certificate
 
 # What can go wrong with one request. "…_after" has been carried out by the server before.
 FAULTS = (
@@ -46,6 +49,8 @@ class FaultyProxy:
     rules: list[Rule] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     """`METHOD path?query` of each, in order."""
+    certificate: Certificate | None = None
+    """Speak TLS with it."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -70,11 +75,16 @@ class FaultyProxy:
                 """A client that goes away is what is tested."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
+        if self.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate.certificate_path, self.certificate.key_path)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def spoil(self, fault: str, pattern: str = "", times: int = 1) -> Rule:
         rule = Rule(fault, pattern, times)

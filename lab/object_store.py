@@ -133,8 +133,8 @@ class SeaweedServer:
             return False
         owner = self.client(OWNER)
         try:
-            # The bucket is made by its owner's first object.
-            obstore.put(owner, "lab-is-ready", b"", mode="overwrite", use_multipart=False)
+            # The bucket is made by its owner's first object, and its first volumes by the first one of some size.
+            obstore.put(owner, "lab-is-ready", bytes(1 << 20), mode="overwrite", use_multipart=False)
             obstore.delete(owner, ["lab-is-ready"])
         except BaseError:
             time.sleep(0.2)

@@ -27,7 +27,6 @@ FAULTS = (
     "cut_upload",
     "cut_answer",
 )
-STALL_S = 1.5
 _ERROR = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>made by the test</Message></Error>'
 
 
@@ -49,6 +48,7 @@ class FaultyProxy:
     rules: list[Rule] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     """`METHOD path?query` of each, in order."""
+    stall_s: float = 1.5
     certificate: Certificate | None = None
     """Speak TLS with it."""
 
@@ -100,7 +100,7 @@ class FaultyProxy:
             return _cut(request)
         body = request.rfile.read(length)
         if fault == "stall":
-            self.released.wait(STALL_S)
+            self.released.wait(self.stall_s)
         if fault in {"stall", "cut"}:
             return _cut(request)
         if fault in {"500", "503"}:
@@ -110,7 +110,7 @@ class FaultyProxy:
         if fault == "500_after":
             return _answer(request, 500, [], _ERROR % b"InternalError")
         if fault == "stall_after":
-            self.released.wait(STALL_S)
+            self.released.wait(self.stall_s)
         if fault in {"stall_after", "cut_after"}:
             return _cut(request)
         return _answer(request, status, headers, answer, half=fault == "cut_answer")

@@ -93,7 +93,7 @@ def test_a_write_is_whole_or_not_there_and_an_error_can_be_tried_again(
     if straight.exists("a"):
         assert straight.get("a", len(data)) == data
     else:
-        _write(spoiled, "a", data)
+        _write(straight, "a", data)
         assert straight.get("a", len(data)) == data
     with pytest.raises(AlreadyExistsError):
         straight.put_if_absent("a", b"another's")
@@ -106,7 +106,8 @@ def test_a_read_is_whole_or_an_error_that_can_be_tried_again(
     seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str, fault: str, step: str, times: int
 ) -> None:
     pattern, read, expected = READS[step]
-    s3_store(seaweed.endpoint, prefix).put_if_absent("a", READ)
+    straight = s3_store(seaweed.endpoint, prefix)
+    straight.put_if_absent("a", READ)
     spoiled = s3_store(proxy.endpoint, prefix, timeout_s=TIMEOUT_S, retries=1)
     rule = proxy.spoil(fault, pattern, times)
     try:
@@ -117,14 +118,15 @@ def test_a_read_is_whole_or_an_error_that_can_be_tried_again(
         assert found == expected
     assert rule.done, "the fault was not met"
     proxy.rules.clear()
-    assert read(spoiled) == expected
+    assert read(straight) == expected
 
 
 def test_the_answer_that_is_lost_does_not_make_the_writer_a_stranger(
-    seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str
+    seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store did it, and said 500: the next try finds the name taken, by its own bytes."""
-    store = s3_store(proxy.endpoint, prefix, timeout_s=2 * TIMEOUT_S)
+    store = s3_store(proxy.endpoint, prefix, timeout_s=3.0)
+    monkeypatch.setattr(proxy, "stall_s", 4.0)
     for fault in ("500_after", "cut_after", "stall_after"):
         proxy.spoil(fault, WRITES["put"][1])
         store.put_if_absent(f"leases/{fault}", b"mine")

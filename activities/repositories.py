@@ -7,18 +7,45 @@ from pathlib import Path
 
 from pydantic import SecretBytes
 
-from safehaul.config.models import MediaAgent
+from safehaul.config.media_agent import MediaAgent
+from safehaul.config.secrets import SecretRef
 from safehaul.errors import ConfigError
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.repository import Repository
-from safehaul.media.store import open_store
+from safehaul.media.store import DeletingStore, ObjectStore, S3Options, open_deleting_store, open_store
 
 _KEY_FILE_LIMIT_BYTES = 1 << 16
 
 
 def open_repository(agent: MediaAgent, *, for_writing: bool = True) -> Repository:
-    """The repository of a MediaAgent. Raises as `Repository.open`, and ConfigError when the secret cannot be read."""
-    return Repository.open(open_store(agent.repository), for_writing=for_writing, secret=secret_of(agent))
+    """The repository of a MediaAgent. Raises as `Repository.open`, and ConfigError when a secret cannot be read."""
+    return Repository.open(store_of(agent), for_writing=for_writing, secret=secret_of(agent))
+
+
+def store_of(agent: MediaAgent) -> ObjectStore:
+    """Where the MediaAgent's repository is, as every worker opens it. Raises ConfigError."""
+    return open_store(agent.repository, _options(agent, agent.s3_access_key, agent.s3_secret_key))
+
+
+def deleting_store_of(agent: MediaAgent) -> DeletingStore:
+    """The same with the keys that may delete, or the workers' where none are configured. Raises ConfigError."""
+    access_key, secret_key = agent.s3_prune_access_key, agent.s3_prune_secret_key
+    if access_key is None or secret_key is None:
+        access_key, secret_key = agent.s3_access_key, agent.s3_secret_key
+    return open_deleting_store(agent.repository, _options(agent, access_key, secret_key))
+
+
+def _options(agent: MediaAgent, access_key: SecretRef | None, secret_key: SecretRef | None) -> S3Options:
+    return S3Options(
+        endpoint=agent.s3_endpoint,
+        region=agent.s3_region,
+        access_key=access_key.resolve() if access_key is not None else None,
+        secret_key=secret_key.resolve() if secret_key is not None else None,
+        ca_file=Path(agent.s3_ca_file) if agent.s3_ca_file else None,
+        # The configuration has been checked: of http:// only what is this machine's, or allowed.
+        allow_http=agent.s3_allow_http or agent.s3_endpoint.startswith("http://"),
+        part_size_bytes=agent.s3_part_size_bytes,
+    )
 
 
 def secret_of(agent: MediaAgent) -> RepositorySecret | None:

@@ -26,12 +26,20 @@ from typing import Any, Self
 from lab import filers
 from lab.esx.client import HostClient
 from lab.nfs_gate import NfsGate
+from lab.object_store import BUCKET, KEEPER, WRITER, SeaweedServer
 from lab.other_user import as_user
 from lab.processes import LabError, LabProcess, free_port, processes_in, tool
 from lab.site import BACKUP_USER, LAB_PASSWORD, DatastoreSpec, Site, build
 from lab.temporal import TemporalServer
 
 PASSWORD_VARIABLE = "LAB_VCENTER_PASSWORD"  # noqa: S105
+KEY_VARIABLES = {
+    "LAB_S3_ACCESS_KEY": WRITER.access_key,
+    "LAB_S3_SECRET_KEY": WRITER.secret_key,
+    "LAB_S3_PRUNE_ACCESS_KEY": KEEPER.access_key,
+    "LAB_S3_PRUNE_SECRET_KEY": KEEPER.secret_key,
+}
+"""Of the bucket's two identities. Each is what the key of `[[media_agents]]` of that name refers to."""
 VM_GROUP = "demo"
 MEDIA_AGENT = "vault"
 FILES_WITHIN_S = 15.0
@@ -58,10 +66,11 @@ class DataCentre:
         filer: filers.Kind = "rclone",
         export_rules: Mapping[str, Mapping[str, Any]] | None = None,
         encrypted: bool = False,
+        bucket: bool = False,
     ) -> None:
         """`gate` puts an NfsGate before the filer that is read, which refuses or holds v3's reads when told to;
         `filer` is the kind of NFS server; `export_rules` are ganesha's, by datastore (see lab.filers);
-        `encrypted` makes a key file for the repository.
+        `encrypted` makes a key file for the repository; `bucket` puts it on an S3 server in place of a directory.
         """
         self.directory = directory
         self.site = site
@@ -72,6 +81,7 @@ class DataCentre:
         self._pack_size = pack_size
         self._min_free = min_free
         self._encrypted = encrypted
+        self.bucket = SeaweedServer(directory / "bucket") if bucket else None
         self.state = directory / "hosts"
         self.home = directory / "safehaul"
         self.config = self.home / "safehaul.toml"
@@ -127,6 +137,8 @@ class DataCentre:
             self._gate = NfsGate(self.filers.read_port)
             self._gate.start()
         self.temporal.start()
+        if self.bucket is not None:
+            self.bucket.start()
         self._write_configuration()
         self.safehaul("repo", "init", "--media-agent", MEDIA_AGENT)
 
@@ -181,7 +193,8 @@ class DataCentre:
     @property
     def environment(self) -> dict[str, str]:
         """What safehaul's processes are given: where the configuration is, and the secret it refers to."""
-        return {"SAFEHAUL_CONFIG": str(self.config), PASSWORD_VARIABLE: LAB_PASSWORD} | self.extra_environment
+        secrets = {PASSWORD_VARIABLE: LAB_PASSWORD} | (KEY_VARIABLES if self.bucket is not None else {})
+        return {"SAFEHAUL_CONFIG": str(self.config)} | secrets | self.extra_environment
 
     def shell_environment(self) -> str:
         """Lines for a person's shell: the programs, what they need to know, and where the hosts' files are."""
@@ -239,6 +252,8 @@ class DataCentre:
         if self._gate is not None:
             self._gate.stop()
         self.filers.stop()
+        if self.bucket is not None:
+            self.bucket.stop()
 
     def remove(self) -> None:
         """Delete everything that the data centre wrote."""
@@ -308,7 +323,7 @@ thumbprint_sha256 = "{self.vcenter["thumbprint"]}"
 
 {exports}{nodes}[[media_agents]]
 name = "{MEDIA_AGENT}"
-repository = "file://{self.repository}"
+{self._store()}
 pack_size_bytes = "{self._pack_size}"
 {f'key_file = "{self.key_file}"' if self._encrypted else ""}
 
@@ -320,6 +335,13 @@ rules = [{{ name = "*" }}]
 distribution = "{self.distribution}"
 min_free_bytes = "{self._min_free}"
 """
+
+    def _store(self) -> str:
+        if self.bucket is None:
+            return f'repository = "file://{self.repository}"'
+        keys = (f'{name.removeprefix("LAB_").lower()} = {{ env = "{name}" }}' for name in KEY_VARIABLES)
+        lines = [f'repository = "s3://{BUCKET}/site-a"', f's3_endpoint = "{self.bucket.endpoint}"', *keys]
+        return "\n".join([*lines, 's3_part_size_bytes = "5 MiB"'])
 
     def _export(self, store: DatastoreSpec, *, writable: bool) -> str:
         nfs_port = self.gate.port if self._gated else self.filers.read_port

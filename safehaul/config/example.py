@@ -82,7 +82,7 @@ name = "node-2"
 
 [[media_agents]]
 name = "vault"
-repository = "file:///srv/safehaul/repository"
+repository = "file:///srv/safehaul/repository" # or a bucket: "s3://bucket/prefix", with the s3_… keys that it needs
 pack_size_bytes = "64 MiB"
 # What opens the encrypted repository; make it once: umask 077; openssl rand -base64 32 > /etc/safehaul/vault-passphrase
 passphrase = { file = "/etc/safehaul/vault-passphrase" } # or key_file = "/path": 32 random bytes; neither: unencrypted

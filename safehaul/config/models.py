@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -21,7 +20,6 @@ _GIB = 2**30
 Glob = Annotated[str, Field(max_length=MAX_PATTERN_CHARS)]
 MAX_DISK_FILTERS = 32
 """They travel with each VM through its steps."""
-_REPOSITORY_SCHEMES = ("file",)
 _CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 
 
@@ -190,50 +188,6 @@ class AccessNode(Section):
     the worker's user must be able to make and write it."""
     spool_limit_bytes: SizeBytes = Field(default=2 * _GIB, ge=_MIB)
     """The most that the small files of all VMs in work may take in `spool_dir`; a VM that would pass it waits."""
-
-
-class MediaAgent(Section):
-    """A keeper of backups, and its repository."""
-
-    name: Name
-    """As in `safehaul worker media-agent NAME`."""
-    repository: str = Field(max_length=2048)
-    """URL of the repository: `file:///srv/safehaul/repository`. All workers open it: on one machine, or on a mount
-    that they share under the same path."""
-    pack_size_bytes: SizeBytes = Field(default=64 * _MIB, ge=_MIB, le=_GIB)
-    """Size of the files that hold the backups' bytes. Read by `safehaul repo init` alone: a repository keeps its
-    own."""
-    passphrase: SecretRef | None = None
-    """Where the passphrase of the encrypted repository is: at least 12 characters. With it `safehaul repo init` makes
-    an encrypted repository, and every worker that opens it needs it. Excludes `key_file`."""
-    key_file: AbsolutePath | None = None
-    """File of at least 32 random bytes that opens the encrypted repository, in place of a passphrase. Who loses all
-    passphrases and key files of a repository has lost its backups."""
-
-    @model_validator(mode="after")
-    def _one_secret(self) -> MediaAgent:
-        if self.passphrase is not None and self.key_file is not None:
-            msg = "has both passphrase and key_file: this machine opens the repository with one of them"
-            raise ValueError(msg)
-        return self
-
-    @field_validator("repository")
-    @classmethod
-    def _known_store(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in _REPOSITORY_SCHEMES:
-            msg = f"must start with one of {', '.join(f'{name}://' for name in _REPOSITORY_SCHEMES)}"
-            raise ValueError(msg)
-        path = unquote(parts.path)
-        if parts.netloc or not path.startswith("/") or ".." in PurePosixPath(path).parts or "\x00" in path:
-            msg = "a local repository is named by an absolute path: file:///srv/safehaul/repository"
-            raise ValueError(msg)
-        return value
-
-    @property
-    def repository_path(self) -> str:
-        """Absolute path of a local repository."""
-        return unquote(urlsplit(self.repository).path)
 
 
 class DiskFilter(Section):

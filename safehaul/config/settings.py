@@ -11,10 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
+from safehaul.config.media_agent import MediaAgent
 from safehaul.config.models import (
     AccessNode,
     CatalogSettings,
-    MediaAgent,
     TemporalSettings,
     VCenter,
     VmGroup,

@@ -6,12 +6,20 @@ import contextlib
 import secrets
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from safehaul.errors import AlreadyExistsError, ConfigError, IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    IntegrityError,
+    NotFoundError,
+    SafehaulError,
+    UnsupportedError,
+)
 from safehaul.media import repository_config
 from safehaul.media.canonical import utc_now
 from safehaul.media.chunk_index import ChunkIndex, ChunkLocation
@@ -28,6 +36,7 @@ DEFAULT_CHUNK_SIZE_BYTES = 1 << 20
 DEFAULT_PACK_SIZE_BYTES = 64 << 20
 _MIN_CHUNK_SIZE_BYTES = 1 << 12
 _MAX_CHUNK_SIZE_BYTES = 16 << 20
+_RACERS = 4
 
 
 class RepositoryInfo(NamedTuple):
@@ -99,10 +108,7 @@ class Repository:
                 # Before `config`: a repository without a slot could never be opened.
                 add_slot(store, root_key, config.repository_id, secret, "made with the repository")
         data = repository_config.encode_config(config)
-        try:
-            store.put_if_absent(repository_config.NAME, data)
-        except AlreadyExistsError as error:
-            raise AlreadyExistsError(f"there is a repository at {store.url} already") from error
+        _put_config(store, data)
         _try_store(store, data)
         return cls(store, config, root_key)
 
@@ -254,6 +260,29 @@ def _root_key(store: ObjectStore, config: RepositoryConfig, secret: RepositorySe
     root_key, _ = unlock(store, config.repository_id, secret)
     repository_config.check_sealed(config, root_key)
     return root_key
+
+
+def _put_config(store: ObjectStore, data: bytes) -> None:
+    """Commit a new repository's configuration, by several writers at once: a store must let exactly one win.
+
+    There are stores that honour put-if-absent, but for writers that come together. The bytes are the same, so it does
+    not matter which one it is. Raises AlreadyExistsError when none has won, ConfigError when more than one has.
+    """
+
+    def put(_: int) -> Exception | None:
+        try:
+            store.put_if_absent(repository_config.NAME, data)
+        except SafehaulError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_RACERS) as pool:
+        failures = [error for error in pool.map(put, range(_RACERS)) if error is not None]
+    if len(failures) < _RACERS - 1:
+        raise ConfigError(f"the store at {store.url} overwrites objects: it cannot hold a repository")
+    if len(failures) == _RACERS:
+        worst = next((error for error in failures if not isinstance(error, AlreadyExistsError)), None)
+        raise worst or AlreadyExistsError(f"there is a repository at {store.url} already")
 
 
 def _try_store(store: ObjectStore, config: bytes) -> None:

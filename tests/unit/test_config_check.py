@@ -40,13 +40,54 @@ def test_the_documented_example_is_valid_and_means_what_it_says(example: Path) -
     assert settings.vcenter("main").port == 443
     assert settings.access_node("node-1").spool_limit_bytes == 2 * 2**30
     assert settings.access_node("node-2").streams is None
-    assert settings.media_agent("vault").repository_path == "/srv/safehaul/repository"
+    assert settings.media_agent("vault").repository == "file:///srv/safehaul/repository"
     assert settings.temporal.tls.enabled
     assert [export.writable for export in (*settings.exports, *settings.restore_exports)] == [
         False,
         False,
         True,
     ]
+
+
+def test_a_buckets_keys_are_taken_and_http_only_for_this_machine_or_when_said(example: Path) -> None:
+    keys = ("s3_access_key", "s3_secret_key", "s3_prune_access_key", "s3_prune_secret_key")
+    references = "\n".join(f'{key} = {{ env = "{key.upper()}" }}' for key in keys)
+    for endpoint, more in (
+        ("https://s3.example.net:9000/", ""),
+        ("http://127.0.0.1:8333", ""),
+        ("http://[::1]:8333", ""),
+        ("http://localhost", ""),
+        ("http://s3.example.net", "s3_allow_http = true"),
+    ):
+        bucket = f'{references}\ns3_endpoint = "{endpoint}"\n{more}\nrepository = "s3://vault/site-a'
+        agent = load(_edited(example, ('repository = "file:///srv/safehaul/repository', bucket))).media_agent(
+            "vault"
+        )
+        assert agent.s3_endpoint == endpoint.rstrip("/")
+        assert str(agent.s3_prune_secret_key) == "environment variable S3_PRUNE_SECRET_KEY"
+        example.write_text(example_toml())
+
+
+@pytest.mark.parametrize(
+    ("keys", "scheme", "key", "reason"),
+    [
+        ('s3_region = "x"', "file:///", '"vault"]', "s3_region is for a repository in s3://"),
+        ('s3_access_key = { env = "A" }', "s3://", '"vault"]', "go together"),
+        ('s3_prune_secret_key = { env = "A" }', "s3://", '"vault"]', "go together"),
+        ('s3_secret_key = "S3cret!"', "s3://", ".s3_secret_key", "env = "),
+        ('s3_endpoint = "http://s3.x"', "s3://", '"vault"]', "s3_allow_http = true"),
+        ('s3_endpoint = "https://S3cret!@x"', "s3://", ".s3_endpoint", "keys of their own"),
+        ('s3_endpoint = "s3.x"', "s3://", ".s3_endpoint", "https://s3.example.net"),
+        ('s3_part_size_bytes = "1 MiB"', "s3://", ".s3_part_size_bytes", "5"),
+    ],
+)
+def test_a_wrong_key_of_a_bucket_is_named(
+    example: Path, keys: str, scheme: str, key: str, reason: str
+) -> None:
+    (problem,) = check(_edited(example, ('repository = "file:///', f'{keys}\nrepository = "{scheme}')))
+    assert problem.key.endswith(key)
+    assert reason in problem.reason
+    assert "S3cret!" not in str(problem)
 
 
 def test_the_example_shows_every_key_of_a_vm_group() -> None:
@@ -94,7 +135,9 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ("gid = 0", "gid = 0\nwritable = true", '"nas-1"]', "restore_exports"),
         ("tls = true", "tls = false", "temporal", "in clear"),
         ('name = "nas-2"', 'name = "NAS.2"', ".name", "a-z"),
-        ("file:///srv", "s3://srv", ".repository", "file://"),
+        ("file:///srv", "ftp://srv", ".repository", "file://, s3://, gs://, az://"),
+        ("file:///srv", "s3:///srv", ".repository", "s3://bucket/prefix"),
+        ("file:///srv", "s3://S3cret!@srv", ".repository", "s3://bucket/prefix"),
         ('"2 GiB"', '"2 GB"', ".spool_limit_bytes", "GiB"),
         ('version = "auto"', "version = 4.2", ".version", "'4.1'"),
         ('remote_path = "/vol/datastore2"', 'remote_path = "/vol/../x"', ".remote_path", "'..'"),

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from safehaul.config import models
 from safehaul.config.fields import Section
+from safehaul.config.media_agent import MediaAgent
 from safehaul.config.settings import Settings
 from safehaul.messages.exports import ExportDefinition
 
@@ -22,7 +23,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     models.CatalogSettings,
     models.VCenter,
     models.AccessNode,
-    models.MediaAgent,
+    MediaAgent,
     models.DiskFilter,
     models.VmGroup,
     ExportDefinition,

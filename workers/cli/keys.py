@@ -9,13 +9,12 @@ import typer
 from pydantic import ValidationError
 
 from activities import repositories
-from safehaul.config.models import MediaAgent
+from safehaul.config.media_agent import MediaAgent
 from safehaul.config.secrets import SecretRef
 from safehaul.errors import ConfigError, InvalidInputError
 from safehaul.media import key_slots, repository_config
 from safehaul.media.key_slots import KeySlot, RepositorySecret
 from safehaul.media.repository import Repository
-from safehaul.media.store import open_deleting_store, open_store
 from workers.cli.output import Json, of, safe, say, show_json, table
 from workers.cli.repo import Agent, choose
 
@@ -35,7 +34,7 @@ def list_(context: typer.Context, media_agent: Agent = None, *, as_json: Json = 
     """List the key slots of a repository; needs no secret. Example: `safehaul repo key list`."""
     agent = choose(of(context).settings(), media_agent)
     config = _config(agent)
-    found = list(key_slots.slots(open_store(agent.repository), config.repository_id))
+    found = list(key_slots.slots(repositories.store_of(agent), config.repository_id))
     if as_json:
         show_json([_as_json(slot) for slot in found])
         return
@@ -83,12 +82,12 @@ def remove(
     gone = next(
         (
             item
-            for item in key_slots.slots(open_store(agent.repository), config.repository_id)
+            for item in key_slots.slots(repositories.store_of(agent), config.repository_id)
             if item.slot_id == slot
         ),
         None,
     )
-    key_slots.remove_slot(open_deleting_store(agent.repository), config.repository_id, slot)
+    key_slots.remove_slot(repositories.deleting_store_of(agent), config.repository_id, slot)
     if gone is not None:
         _tell(gone, f"slot {slot} is gone: its {gone.method} opens the repository no more", as_json=as_json)
 
@@ -112,7 +111,7 @@ def rotate(
     agent = choose(of(context).settings(), media_agent)
     opened = _open(agent)
     slot = _add(opened, _new(passphrase_env, passphrase_file, key_file), label)
-    key_slots.remove_slot(open_deleting_store(agent.repository), slot.repository_id, opened.slot.slot_id)
+    key_slots.remove_slot(repositories.deleting_store_of(agent), slot.repository_id, opened.slot.slot_id)
     _tell(
         slot,
         f"slot {slot.slot_id} replaces {opened.slot.slot_id}: give every worker the new {slot.method}",
@@ -130,7 +129,7 @@ class _Opened:
 
 
 def _config(agent: MediaAgent) -> repository_config.RepositoryConfig:
-    store = open_store(agent.repository)
+    store = repositories.store_of(agent)
     config = repository_config.decode_config(store.get(repository_config.NAME, repository_config.LIMIT_BYTES))
     if not config.encrypted:
         raise ConfigError(

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from activities import repositories
-from safehaul.config.models import MediaAgent
+from safehaul.config.media_agent import MediaAgent
 from safehaul.config.settings import Settings
 from safehaul.errors import InvalidInputError
 from safehaul.media.repository import Repository
-from safehaul.media.store import open_store
 from safehaul.media.verify import VerifyReport
 from safehaul.media.verify import verify as verify_repository
 from workers.cli import completion
@@ -34,7 +33,7 @@ def init(context: typer.Context, media_agent: Agent = None, *, as_json: Json = F
     """
     agent = choose(of(context).settings(), media_agent)
     repository = Repository.init(
-        open_store(agent.repository),
+        repositories.store_of(agent),
         pack_size_bytes=agent.pack_size_bytes,
         secret=repositories.secret_of(agent),
     )

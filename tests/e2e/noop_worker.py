@@ -120,6 +120,7 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
         description=arg.plan.description,
         created=_now().isoformat(),
     ),
+    "watch_snapshot": lambda _: None,
     "check_transport": lambda _: TransportReport(disks=[], hardware={}),
     "download_files": lambda _: DownloadedFiles(files=[]),
     "open_backup": lambda arg: BackupSession(session_id=arg.session_id),

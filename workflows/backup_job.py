@@ -66,6 +66,8 @@ class BackupJob:
         try:
             if not continued:
                 await self._plan()
+                # What was to be cancelled before there was a plan is looked up in it.
+                self._mailbox.open(self._ledger)
             await self._run_vms(reconcile_at_once=continued)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the job's failure
             # Any error: one that escaped would fail this task for ever, with the VMs' snapshots held.
@@ -249,10 +251,13 @@ class BackupJob:
             self._coordinator.resume(state)
             self._mailbox.resume(state)
             self._assemble()
+            self._mailbox.open(self._ledger)
             self._planner.noteworthy = state.noteworthy
             return True
         self._request = parse_input(BackupJobRequest, raw, more, EXAMPLE)
         self._assemble()
+        if not workflow.patched("early-cancels-are-kept"):
+            self._mailbox.open(self._ledger)
         workflow.upsert_search_attributes(
             [
                 policies.JOB_ID.value_set(self._job_id),
@@ -268,7 +273,6 @@ class BackupJob:
         self._planner = Planner(
             self._coordinator, self._ledger, self._runner, self._request.inline_group, self._tell
         )
-        self._mailbox.open(self._ledger)
 
     def _state(self) -> JobState:
         assert self._settings is not None

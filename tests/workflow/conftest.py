@@ -47,9 +47,14 @@ async def client(temporal: TemporalServer) -> AsyncIterator[Client]:
     """
     connected = await Client.connect(temporal.address, data_converter=pydantic_data_converter)
     yield connected
-    async for left in connected.list_workflows("ExecutionStatus = 'Running'"):
+    await end_all(connected)
+
+
+async def end_all(client: Client) -> None:
+    """Terminate every workflow that still runs on the server."""
+    async for left in client.list_workflows("ExecutionStatus = 'Running'"):
         with suppress(RPCError):  # it has ended meanwhile
-            await connected.get_workflow_handle(left.id).terminate("its test has ended")
+            await client.get_workflow_handle(left.id).terminate("its test has ended")
 
 
 RunWorld = Callable[[World], Any]

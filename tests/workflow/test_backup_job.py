@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -284,3 +285,24 @@ async def test_a_failed_step_fails_the_vm_with_its_reason_and_removes_the_snapsh
     assert (failed.status, failed.reason) == ("Failed", "step 8: the export refuses uid 0")
     assert report.status == "Partial"
     assert not world.snapshots
+
+
+async def test_a_vm_that_is_cancelled_before_there_is_a_plan_is_not_begun(
+    client: Client, job_id: str
+) -> None:
+    """The signal comes while the VMs are still looked for: it is kept, and not refused for a name that nobody knows."""
+    world, asked = World(vm_count=3), threading.Event()
+    world.hooks["discover"] = lambda _arg: asked.wait(20)
+    async with running(client, world):
+        job = await start(client, job_id, REQUEST)
+        await until(lambda: world.calls["discover"])
+        await job.signal("cancel_vm", {"vm": "vm-00001"})
+        await asyncio.sleep(0.3)
+        asked.set()
+        report = JobReport.model_validate(await job.result())
+    assert {vm.name: str(vm.status) for vm in report.vms} == {
+        "vm-00000": "Completed",
+        "vm-00001": "Cancelled",
+        "vm-00002": "Completed",
+    }
+    assert world.calls["create_snapshot"] == 2

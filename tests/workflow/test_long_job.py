@@ -18,7 +18,7 @@ from temporalio.exceptions import ApplicationError
 from activities.commserve import CommServe
 from lab.temporal import TemporalServer
 from safehaul.messages.job import ChildRef, JobReport
-from tests.workflow.conftest import running
+from tests.workflow.conftest import end_all, running
 from tests.workflow.world import World, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
@@ -41,16 +41,16 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServ
 async def started(
     server: TemporalServer, job_id: str, world: World
 ) -> AsyncIterator[WorkflowHandle[Any, Any]]:
-    """A job at work; when the test fails the job goes too, lest a test with other bounds replays it."""
+    """A job at work; it and its VMs end with the test, lest a test with other bounds goes on with them."""
     client = await Client.connect(server.address, data_converter=pydantic_data_converter)
     async with running(client, world):
         await client.start_workflow("BackupJob", REQUEST, id=job_id, task_queue="commserve")
         handle = client.get_workflow_handle(job_id)
         try:
             yield handle
-        except BaseException:
-            await handle.terminate("the test failed")
-            raise
+        finally:
+            # Also the children of a job that was terminated: the next test's workers would run them.
+            await end_all(client)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from activities.disks import Volumes
 from safehaul.errors import PolicyError
-from safehaul.messages.inventory import VmDisk
+from safehaul.messages.inventory import NasVolume, VmDisk
 from safehaul.messages.steps import VmRef
 from safehaul.messages.vm import VmOptions
 from safehaul.vsphere.names import parse_datastore_path
@@ -32,11 +32,19 @@ def check_hold(
             f"the snapshot of VM {vm.name!r} is held for {held_s:.0f} s and max_hold_s is "
             f"{options.max_hold_s:.0f}: it is removed; what was stored serves the next try"
         )
+    full = too_full(options, disks, volumes)
+    if full is not None:
+        raise PolicyError(
+            f"datastore {full.datastore!r} has {full.free_bytes:,} bytes free and min_free_bytes is "
+            f"{options.min_free_bytes:,}: the snapshot of VM {vm.name!r} is removed"
+        )
+
+
+def too_full(options: VmOptions, disks: Sequence[VmDisk], volumes: Volumes) -> NasVolume | None:
+    """The first datastore of the disks' chains with less room than `min_free_bytes`; None when there is none."""
     paths = [path for disk in disks for path in (disk.path, *disk.parent_paths) if path]
     for name in sorted({parse_datastore_path(path).datastore for path in paths}):
         volume = volumes.get(name)
         if volume is not None and volume.free_bytes < options.min_free_bytes:
-            raise PolicyError(
-                f"datastore {name!r} has {volume.free_bytes:,} bytes free and min_free_bytes is "
-                f"{options.min_free_bytes:,}: the snapshot of VM {vm.name!r} is removed"
-            )
+            return volume
+    return None

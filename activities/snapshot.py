@@ -9,7 +9,7 @@ from temporalio import activity
 from activities.beat import beat, keep_alive
 from activities.disks import volumes_of
 from activities.errors import step
-from activities.hold import check_hold
+from activities.hold import check_hold, too_full
 from activities.peers import Peers
 from safehaul.errors import BusyError, InvalidInputError, PolicyError, UnsupportedError
 from safehaul.messages.inventory import VmState
@@ -56,13 +56,12 @@ class Snapshots:
         warnings = _judge(arg.vm, state, arg.options, str(self._peers.settings.installation_id))
         volumes = volumes_of(self._peers, arg.vm)
         used = sorted({parse_datastore_path(disk.path).datastore for disk in state.disks})
-        for name in used:
-            volume = volumes.get(name)
-            if volume is not None and volume.free_bytes < arg.options.min_free_bytes:
-                raise PolicyError(
-                    f"datastore {name!r} of VM {arg.vm.name!r} has {volume.free_bytes:,} bytes free, and "
-                    f"min_free_bytes asks for {arg.options.min_free_bytes:,} before a snapshot is made"
-                )
+        full = too_full(arg.options, state.disks, volumes)
+        if full is not None:
+            raise PolicyError(
+                f"datastore {full.datastore!r} of VM {arg.vm.name!r} has {full.free_bytes:,} bytes free, and "
+                f"min_free_bytes asks for {arg.options.min_free_bytes:,} before a snapshot is made"
+            )
         if not any(volumes[name].is_nas for name in used if name in volumes):
             raise UnsupportedError(
                 f"VM {arg.vm.name!r} has no disk on an NFS datastore: the NAS transport cannot read it"

@@ -204,7 +204,7 @@ class BackupJob:
 
     @request_cancel_vm.validator
     def _check_cancel_vm(self, raw: Any = None) -> None:
-        self._mailbox.find_vm((raw,), self._ledger)
+        self._mailbox.check_cancel_vm((raw,), self._ledger)
 
     @workflow.query(name="progress")
     def progress(self) -> JobProgress:

@@ -92,6 +92,11 @@ class Mailbox:
             f"no VM named {wanted[:100]!r} runs yet: it is cancelled when its turn comes, if the job has it"
         )
 
+    def check_cancel_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> None:
+        """Raise InvalidInputError for what `cancel_vm` would reject. Before there is a plan nobody can tell."""
+        if self._open:
+            self.find_vm(raw, ledger)
+
     def find_vm(self, raw: tuple[Any, ...], ledger: Ledger) -> ChildRef | PlannedVm | str:
         """What a `cancel_vm` names: a running child, a VM that waits, or a name that is in no page loaded so far.
 

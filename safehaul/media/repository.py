@@ -253,13 +253,18 @@ def _root_key(store: ObjectStore, config: RepositoryConfig, secret: RepositorySe
             )
         return bytes.fromhex(config.root_key)
     if secret is None:
-        raise ConfigError(
-            f"the repository at {store.url} is encrypted: give its passphrase or key_file in the configuration's "
-            "[[media_agents]]"
-        )
+        raise ConfigError(secret_missing(store.url))
     root_key, _ = unlock(store, config.repository_id, secret)
     repository_config.check_sealed(config, root_key)
     return root_key
+
+
+def secret_missing(url: str) -> str:
+    """What to do about an encrypted repository for which no secret is configured."""
+    return (
+        f"the repository at {url} is encrypted: give its passphrase or key_file in the configuration's "
+        "[[media_agents]]"
+    )
 
 
 def _put_config(store: ObjectStore, data: bytes) -> None:

@@ -14,7 +14,8 @@ from safehaul.config.secrets import SecretRef
 from safehaul.errors import ConfigError, InvalidInputError
 from safehaul.media import key_slots, repository_config
 from safehaul.media.key_slots import KeySlot, RepositorySecret
-from safehaul.media.repository import Repository
+from safehaul.media.object_store import ObjectStore
+from safehaul.media.repository import secret_missing
 from workers.cli.output import Json, of, safe, say, show_json, table
 from workers.cli.repo import Agent, choose
 
@@ -33,8 +34,8 @@ Label = Annotated[str, typer.Option("--label", help="Whose secret it is, for `re
 def list_(context: typer.Context, media_agent: Agent = None, *, as_json: Json = False) -> None:
     """List the key slots of a repository; needs no secret. Example: `safehaul repo key list`."""
     agent = choose(of(context).settings(), media_agent)
-    config = _config(agent)
-    found = list(key_slots.slots(repositories.store_of(agent), config.repository_id))
+    store = repositories.store_of(agent)
+    found = list(key_slots.slots(store, _config(store).repository_id))
     if as_json:
         show_json([_as_json(slot) for slot in found])
         return
@@ -78,18 +79,9 @@ def remove(
     Example: `safehaul repo key remove 3f2a…`.
     """
     agent = choose(of(context).settings(), media_agent)
-    config = _config(agent)
-    gone = next(
-        (
-            item
-            for item in key_slots.slots(repositories.store_of(agent), config.repository_id)
-            if item.slot_id == slot
-        ),
-        None,
-    )
-    key_slots.remove_slot(repositories.deleting_store_of(agent), config.repository_id, slot)
-    if gone is not None:
-        _tell(gone, f"slot {slot} is gone: its {gone.method} opens the repository no more", as_json=as_json)
+    store = repositories.deleting_store_of(agent)
+    gone = key_slots.remove_slot(store, _config(store).repository_id, slot)
+    _tell(gone, f"slot {slot} is gone: its {gone.method} opens the repository no more", as_json=as_json)
 
 
 @app.command()
@@ -123,13 +115,13 @@ def rotate(
 class _Opened:
     """A repository that the configured secret has opened."""
 
-    repository: Repository
+    store: ObjectStore
+    repository_id: str
     root_key: bytes
     slot: KeySlot
 
 
-def _config(agent: MediaAgent) -> repository_config.RepositoryConfig:
-    store = repositories.store_of(agent)
+def _config(store: ObjectStore) -> repository_config.RepositoryConfig:
     config = repository_config.decode_config(store.get(repository_config.NAME, repository_config.LIMIT_BYTES))
     if not config.encrypted:
         raise ConfigError(
@@ -139,11 +131,13 @@ def _config(agent: MediaAgent) -> repository_config.RepositoryConfig:
 
 
 def _open(agent: MediaAgent) -> _Opened:
-    config, secret = _config(agent), repositories.secret_of(agent)
-    repository = repositories.open_repository(agent)
-    assert secret is not None, "open_repository refuses an encrypted repository without a secret"
-    root_key, slot = key_slots.unlock(repository.store, config.repository_id, secret)
-    return _Opened(repository, root_key, slot)
+    store, secret = repositories.store_of(agent), repositories.secret_of(agent)
+    config = _config(store)
+    if secret is None:
+        raise ConfigError(secret_missing(store.url))
+    root_key, slot = key_slots.unlock(store, config.repository_id, secret)
+    repository_config.check_sealed(config, root_key)
+    return _Opened(store, config.repository_id, root_key, slot)
 
 
 def _new(passphrase_env: str, passphrase_file: str, key_file: str) -> RepositorySecret:
@@ -164,8 +158,7 @@ def _new(passphrase_env: str, passphrase_file: str, key_file: str) -> Repository
 
 
 def _add(opened: _Opened, secret: RepositorySecret, label: str) -> KeySlot:
-    store, identity = opened.repository.store, opened.repository.config.repository_id
-    return key_slots.add_slot(store, opened.root_key, identity, secret, label)
+    return key_slots.add_slot(opened.store, opened.root_key, opened.repository_id, secret, label)
 
 
 def _as_json(slot: KeySlot) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Kind(Enum):
     FILES = b"FILS"
     COLLECTION = b"GCGN"
     JOB = b"JOBO"
+    HOLD = b"HOLD"
+    AUDIT = b"AUDT"
 
 
 VERSION = 1

@@ -337,10 +337,14 @@ class S3Store:
         with contextlib.suppress(NotFoundError):
             self.call("delete", name, lambda: obstore.delete(self._bucket, [name]))
 
+    def remove_abandoned(self, older_than_s: float) -> int:  # noqa: ARG002 - see DeletingStore
+        """Nothing: a rule of the bucket's lifecycle removes unfinished uploads (docs/object-stores.md)."""
+        return 0
+
 
 def _sorted(bucket: ObjectStore, folder: str) -> list[ObjectInfo]:
     found = [
-        ObjectInfo(item["path"], item["size"])
+        ObjectInfo(item["path"], item["size"], item["last_modified"].timestamp())
         for page in obstore.list(bucket, folder or None, chunk_size=1000)
         for item in page
         # Others' objects, such as the empty ones that stand for folders in some tools, have no place here.

@@ -129,6 +129,33 @@ async def test_a_cancel_stops_between_two_backups(
     assert listed(peers) == committed(peers.repository("vault"))
 
 
+async def test_a_media_agent_that_is_started_anew_goes_on(
+    client: Client, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days in range(20):
+        add_backup(peers, days)
+    begun, real = threading.Event(), forgotten.forget
+
+    def slowly(*args: Any) -> None:
+        real(*args)
+        begun.set()
+        time.sleep(0.2)
+
+    monkeypatch.setattr(forgotten, "forget", slowly)
+    async with upkeep(client, _real(peers)):
+        handle = await _start(client, REQUEST)
+        await asyncio.to_thread(begun.wait, 30)
+    left = len(committed(peers.repository("vault")))
+    assert 3 < left < 20
+    monkeypatch.setattr(forgotten, "forget", real)
+    async with upkeep(client, _real(peers)):
+        report: PruneReport = await handle.result()
+    assert report.forgetting.ended
+    assert report.purging.waiting == 17
+    assert len(committed(peers.repository("vault"))) == 3
+    assert listed(peers) == committed(peers.repository("vault"))
+
+
 async def test_a_cancel_that_a_step_did_not_see_is_not_swallowed(client: Client) -> None:
     """Goal: cancelled while the last piece of a step ends by itself, the next step is not begun."""
     begun = threading.Event()

@@ -8,13 +8,20 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.client import (
     Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
     ScheduleHandle,
+    ScheduleRange,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
     WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
@@ -338,6 +345,30 @@ async def test_schedules_are_made_kept_changed_and_removed(client: Client, tmp_p
     await _listed_schedules(client, 1)
     assert await _set_up(client, config) == [("prune-cellar", "removed")]
     assert await _set_up(client, config) == []
+    await _gone(client)
+
+
+async def test_what_somebody_changed_is_put_right_and_a_schedule_of_his_own_is_left(
+    client: Client, tmp_path: Path
+) -> None:
+    await _gone(client)
+    config = write_config(tmp_path)
+    handle = client.get_schedule_handle("prune-vault")
+    await _set_up(client, config)
+
+    def only_in_may(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule = found.description.schedule
+        schedule.spec.calendars = [replace(schedule.spec.calendars[0], month=(ScheduleRange(5),))]
+        return ScheduleUpdate(schedule)
+
+    await handle.update(only_in_may)
+    assert await _set_up(client, config) == [("prune-vault", "updated")]
+    assert await _set_up(client, config) == [("prune-vault", "unchanged")]
+    await handle.delete()
+    action = ScheduleActionStartWorkflow("PruneRoses", id="roses", task_queue="garden")
+    await client.create_schedule("prune-vault", Schedule(action=action, spec=ScheduleSpec()))
+    assert await _set_up(client, config) == [("prune-vault", "left")]
+    await handle.delete()
     await _gone(client)
 
 

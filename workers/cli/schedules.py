@@ -65,7 +65,7 @@ class Done:
 
     schedule: str
     did: str
-    """`created`, `updated`, `unchanged`, `removed`, or `unknown`: it is nobody's any more, and was left."""
+    """`created`, `updated`, `unchanged`, `removed`; `left`: it is not ours; `unknown`: ours, of no MediaAgent."""
     when: str
     note: str = ""
 
@@ -110,8 +110,7 @@ async def set_up(
         for schedule_id, agent in wanted.items():
             done.append(await _bring_about(client, kind, schedule_id, agent, dry_run=dry_run))
         for schedule_id in sorted(await _ours(client, kind) - set(wanted)):
-            removes = remove_unknown and not dry_run
-            if removes:
+            if remove_unknown and not dry_run:
                 await client.get_schedule_handle(schedule_id).delete()
             note = "its MediaAgent is not in the configuration"
             done.append(Done(schedule_id, "removed" if remove_unknown else "unknown", "", note))
@@ -124,6 +123,9 @@ async def _bring_about(
     at = kind.time_of(agent)
     handle = client.get_schedule_handle(schedule_id)
     there = await _described(handle)
+    starts = getattr(there.action, "workflow", "") if there is not None else kind.workflow
+    if starts != kind.workflow:
+        return Done(schedule_id, "left", "", f"somebody's own schedule of this name starts {starts}")
     if not at:
         if there is None:
             return Done(schedule_id, "", "")
@@ -190,18 +192,21 @@ async def _told(client: Client, schedule: Schedule) -> list[Any]:
     arguments = list(action.args)
     if arguments and not isinstance(arguments[0], dict):
         arguments = await client.data_converter.decode(arguments)
-    times = [(item.hour, item.minute, item.day_of_week) for item in schedule.spec.calendars]
-    rest = (schedule.spec.intervals, schedule.spec.cron_expressions, schedule.spec.time_zone_name or None)
-    return [
-        action.workflow,
-        arguments,
-        action.id,
-        action.task_queue,
-        [[list(map(_span, ranges)) for ranges in item] for item in times],
-        [bool(item) for item in rest],
-        schedule.policy.overlap,
-        schedule.policy.catchup_window,
-    ]
+    spec, policy = schedule.spec, schedule.policy
+    times = [{part: list(map(_span, getattr(item, part))) for part in _PARTS} for item in spec.calendars]
+    others = (
+        spec.intervals,
+        spec.cron_expressions,
+        spec.skip,
+        spec.start_at,
+        spec.end_at,
+        spec.time_zone_name,
+    )
+    what = [action.workflow, arguments, action.id, action.task_queue, times, [bool(item) for item in others]]
+    return [*what, policy.overlap, policy.catchup_window, policy.pause_on_failure]
+
+
+_PARTS = ("second", "minute", "hour", "day_of_month", "month", "year", "day_of_week")
 
 
 def _span(span: ScheduleRange) -> tuple[int, int, int]:

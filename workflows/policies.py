@@ -42,6 +42,16 @@ def media_agent_queue(name: str) -> str:
     return f"media-agent.{name}"
 
 
+def upkeep_queue(name: str) -> str:
+    """The MediaAgent's queue for long work on its repository (prune, verification), beside that of the backups."""
+    return f"media-agent.{name}.upkeep"
+
+
+def prune_id(media_agent: str) -> str:
+    """The workflow that prunes a MediaAgent's repository; its schedule, whose runs add their time to it."""
+    return f"prune-{media_agent}"
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 
@@ -219,6 +229,15 @@ MEDIA_AGENT = StepPolicy(
 )
 # … and the index, when it is gone: a day of a repository that is away.
 MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
+# Upkeep of a repository may take hours, waits for a MediaAgent that is restarted, and not for one that is gone: the
+# next run comes with its schedule. A try goes on where the last one was. Cancelled, it stops at a safe point.
+UPKEEP = StepPolicy(
+    schedule_to_start=AGENT_SILENT_AFTER,
+    start_to_close=timedelta(hours=24),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,

@@ -59,6 +59,8 @@ class Kind(Enum):
     COLLECTION = b"GCGN"
     JOB = b"JOBO"
     FORGOTTEN = b"FRGT"
+    HOLD = b"HOLD"
+    AUDIT = b"AUDT"
 
 
 VERSION = 1

@@ -22,6 +22,7 @@ from temporalio.exceptions import ApplicationError
 from lab.temporal import TemporalServer
 from safehaul.messages.vm import VmOptions
 from tests.workflow.conftest import running
+from tests.workflow.prune_workers import TrivialPrune, upkeep
 from tests.workflow.world import World, wait_for_cancel
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -252,10 +253,35 @@ async def _restores(client: Client) -> None:
             await _restore(client, kind, name, request, end=end)
 
 
+async def _prune(client: Client, end: str) -> None:
+    def hook(name: str) -> None:
+        if name == "purge_forgotten" and end == "failed":
+            raise ApplicationError("HTTP 403", type="PermissionRefusedError", non_retryable=True)
+        if name == "purge_forgotten" and end == "cancelled":
+            wait_for_cancel(1.0)
+
+    steps, workflow_id = TrivialPrune(hook), f"prune-repository-{end}"
+    async with upkeep(client, steps.all()):
+        handle = await client.start_workflow(
+            "PruneRepository", {"media_agent": "vault"}, id=workflow_id, task_queue="commserve"
+        )
+        if end == "cancelled":
+            await _until(lambda: len(steps.called) == 3)
+            await handle.signal("cancel")
+        await _ended(handle)
+    await _save(client, workflow_id, workflow_id)
+
+
+async def _prunes(client: Client) -> None:
+    for end in ("completed", "failed", "cancelled"):
+        await _prune(client, end)
+
+
 RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "jobs": (_jobs, 0),
     "long-jobs": (_long_jobs, 80),
     "restores": (_restores, 0),
+    "prunes": (_prunes, 0),
 }
 """Each kind's recorder, and after how many events its server suggests to continue as new (0: after its own number)."""
 

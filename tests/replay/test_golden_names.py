@@ -14,10 +14,12 @@ from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
+from activities.upkeep_prune import UpkeepPrune
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
 from workflows.catalogue import type_names
+from workflows.prune_repository import PruneRepository
 from workflows.remove_snapshot import RemoveSnapshot
 
 ACTIVITIES = {
@@ -37,6 +39,7 @@ ACTIVITIES = {
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],
     MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
+    UpkeepPrune: ["collect_garbage", "forget_backups", "purge_forgotten"],
     RestoreDesk: ["open_disk_restore", "open_restore"],
     Restores: [
         "discard_restore",
@@ -67,7 +70,14 @@ def test_the_activities_names() -> None:
 
 
 def test_the_workflows_names() -> None:
-    assert type_names() == ["BackupJob", "BackupVm", "RemoveSnapshot", "RestoreDisk", "RestoreVm"]
+    assert type_names() == [
+        "BackupJob",
+        "BackupVm",
+        "PruneRepository",
+        "RemoveSnapshot",
+        "RestoreDisk",
+        "RestoreVm",
+    ]
 
 
 def test_the_jobs_signals_queries_and_updates() -> None:
@@ -77,11 +87,13 @@ def test_the_jobs_signals_queries_and_updates() -> None:
     assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
 
 
-def test_the_signals_of_a_vm_and_of_a_removal() -> None:
-    found = [item.__dict__["__temporal_workflow_definition"].signals for item in (BackupVm, RemoveSnapshot)]
+def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
+    owners = (BackupVm, RemoveSnapshot, PruneRepository)
+    found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
         ["None", "cancel"],
         ["None", "retry_now"],
+        ["None", "cancel"],
     ]
 
 
@@ -91,6 +103,11 @@ def test_the_queues_names() -> None:
     assert policies.control_queue("n1") == "access-node.n1"
     assert policies.streams_queue("n1") == "access-node.n1.streams"
     assert policies.media_agent_queue("vault") == "media-agent.vault"
+    assert policies.upkeep_queue("vault") == "media-agent.vault.upkeep"
+
+
+def test_the_ids_of_what_a_schedule_starts() -> None:
+    assert policies.prune_id("vault") == "prune-vault"
 
 
 def test_the_search_attributes_names() -> None:

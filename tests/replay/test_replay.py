@@ -39,6 +39,9 @@ def test_there_are_histories_of_every_ending() -> None:
         "restore-in-place-cancelled",
         "restore-disk-completed",
         "restore-disk-cancelled",
+        "prune-repository-completed",
+        "prune-repository-failed",
+        "prune-repository-cancelled",
     }
 
 

@@ -12,7 +12,22 @@ from typing import Annotated
 import typer
 
 from safehaul.errors import ConfigError
-from workers.cli import backups, catalog, configuration, disk, exits, group, job, keys, repo, restore, worker
+from workers.cli import (
+    backups,
+    catalog,
+    configuration,
+    disk,
+    exits,
+    group,
+    job,
+    keys,
+    prune,
+    repo,
+    restore,
+    retention,
+    schedules,
+    worker,
+)
 from workers.cli.output import Json, Output, plain, show_json
 
 HELP = """Back up VMware VMs on NFS datastores straight from the filer.
@@ -42,6 +57,11 @@ repo.app.add_typer(
 )
 app.add_typer(
     repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository; manage its keys."
+)
+repo.app.command()(prune.prune)
+repo.app.command("audit")(prune.audit_)
+app.add_typer(
+    retention.app, name="retention", help="Show what is kept and why; hold, release and recover backups."
 )
 app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
 app.add_typer(
@@ -74,6 +94,9 @@ def version(*, as_json: Json = False) -> None:
         show_json({"version": of("safehaul")})
     else:
         typer.echo(of("safehaul"))
+
+
+app.command()(schedules.setup)
 
 
 @app.command()

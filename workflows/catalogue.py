@@ -15,8 +15,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.remove_snapshot import RemoveSnapshot
     from workflows.restore_disk import RestoreDisk
     from workflows.restore_vm import RestoreVm
+    from workflows.verify_repository import VerifyRepository
 
-KNOWN = (BackupJob, BackupVm, RemoveSnapshot, RestoreDisk, RestoreVm)
+KNOWN = (BackupJob, BackupVm, RemoveSnapshot, RestoreDisk, RestoreVm, VerifyRepository)
 
 
 def type_names() -> list[str]:

@@ -42,6 +42,11 @@ def media_agent_queue(name: str) -> str:
     return f"media-agent.{name}"
 
 
+def upkeep_queue(name: str) -> str:
+    """The MediaAgent's queue for long work on its repository (verify, copy, prune): it never keeps a backup waiting."""
+    return f"media-agent.{name}.upkeep"
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 
@@ -219,6 +224,15 @@ MEDIA_AGENT = StepPolicy(
 )
 # … and the index, when it is gone: a day of a repository that is away.
 MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
+# Long work on a repository, which nothing waits for: it goes on where it was, so a MediaAgent or a store may be away
+# for days. Then somebody must be told.
+UPKEEP = StepPolicy(
+    start_to_close=timedelta(hours=24),
+    schedule_to_close=timedelta(hours=72),
+    heartbeat=HEARTBEAT,
+    retry=_PATIENT,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,

@@ -58,6 +58,7 @@ class Kind(Enum):
     FILES = b"FILS"
     COLLECTION = b"GCGN"
     JOB = b"JOBO"
+    VERIFIED = b"VRFD"
 
 
 VERSION = 1

@@ -18,6 +18,8 @@ class ObjectInfo(NamedTuple):
 
     name: str
     size_bytes: int
+    modified: float
+    """When it was stored, by the store's clock: seconds since 1970. Compare it with another object's only."""
 
 
 class ObjectUpload(Protocol):

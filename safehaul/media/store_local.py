@@ -238,8 +238,13 @@ class LocalStore:
         for name, is_folder, entry in found:
             if is_folder:
                 yield from self._walk(folder / name, f"{prefix}{name}/")
-            else:
-                yield ObjectInfo(prefix + name, entry.stat().st_size)
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                # A collection has taken it away since the folder was read.
+                continue
+            yield ObjectInfo(prefix + name, status.st_size, status.st_mtime)
 
     def delete(self, name: str) -> None:
         """Take an object away, durably; see DeletingStore."""

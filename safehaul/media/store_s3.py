@@ -340,7 +340,7 @@ class S3Store:
 
 def _sorted(bucket: ObjectStore, folder: str) -> list[ObjectInfo]:
     found = [
-        ObjectInfo(item["path"], item["size"])
+        ObjectInfo(item["path"], item["size"], item["last_modified"].timestamp())
         for page in obstore.list(bucket, folder or None, chunk_size=1000)
         for item in page
         # Others' objects, such as the empty ones that stand for folders in some tools, have no place here.

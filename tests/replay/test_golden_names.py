@@ -14,6 +14,7 @@ from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
+from activities.upkeep_verify import RepositoryVerification, VerificationDesk
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
@@ -54,6 +55,8 @@ ACTIVITIES = {
         "remove_old_disks",
         "switch_disks",
     ],
+    VerificationDesk: ["open_verification"],
+    RepositoryVerification: ["begin_verification", "finish_verification", "verify_part"],
 }
 
 
@@ -67,7 +70,14 @@ def test_the_activities_names() -> None:
 
 
 def test_the_workflows_names() -> None:
-    assert type_names() == ["BackupJob", "BackupVm", "RemoveSnapshot", "RestoreDisk", "RestoreVm"]
+    assert type_names() == [
+        "BackupJob",
+        "BackupVm",
+        "RemoveSnapshot",
+        "RestoreDisk",
+        "RestoreVm",
+        "VerifyRepository",
+    ]
 
 
 def test_the_jobs_signals_queries_and_updates() -> None:
@@ -91,6 +101,7 @@ def test_the_queues_names() -> None:
     assert policies.control_queue("n1") == "access-node.n1"
     assert policies.streams_queue("n1") == "access-node.n1.streams"
     assert policies.media_agent_queue("vault") == "media-agent.vault"
+    assert policies.upkeep_queue("vault") == "media-agent.vault.upkeep"
 
 
 def test_the_search_attributes_names() -> None:

@@ -11,6 +11,7 @@ from temporalio.worker import Worker
 
 from activities.index import MediaAgentIndexing
 from activities.peers import Peers
+from activities.upkeep_copy import BackupCopies
 from activities.upkeep_verify import RepositoryVerification
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped
@@ -45,8 +46,10 @@ async def serve(settings: Settings, name: str) -> None:
 
 def upkeep_steps(peers: Peers) -> list[Callable[..., Any]]:
     """The activities of the queue for long work."""
-    verification = RepositoryVerification(peers)
+    copies, verification = BackupCopies(peers), RepositoryVerification(peers)
     return [
+        copies.plan_copy,
+        copies.copy_backup,
         verification.begin_verification,
         verification.verify_part,
         verification.finish_verification,

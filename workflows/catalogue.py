@@ -12,12 +12,13 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from workflows.backup_job import BackupJob
     from workflows.backup_vm import BackupVm
+    from workflows.copy_backups import CopyBackups
     from workflows.remove_snapshot import RemoveSnapshot
     from workflows.restore_disk import RestoreDisk
     from workflows.restore_vm import RestoreVm
     from workflows.verify_repository import VerifyRepository
 
-KNOWN = (BackupJob, BackupVm, RemoveSnapshot, RestoreDisk, RestoreVm, VerifyRepository)
+KNOWN = (BackupJob, BackupVm, CopyBackups, RemoveSnapshot, RestoreDisk, RestoreVm, VerifyRepository)
 
 
 def type_names() -> list[str]:

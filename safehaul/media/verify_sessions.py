@@ -17,7 +17,22 @@ from safehaul.messages.base import Message
 
 PREFIX = "sessions/"
 _ADVICE = "no finished backup needs it; the VM's next job begins a new session, and reads the disks anew"
-_FIXED: dict[str, type[Message]] = {"open": SessionInfo, "sealed": Seal, "verified": Verified}
+_OUTCOME = "outcome"
+"""How the session ended, where a collection or a commit has said so."""
+
+
+class _Outcome(Message):
+    """Of it only that it can be read matters here."""
+
+    version: int = 1
+
+
+_FIXED: dict[str, type[Message]] = {
+    "open": SessionInfo,
+    "sealed": Seal,
+    "verified": Verified,
+    _OUTCOME: _Outcome,
+}
 
 
 def session_folders(repository: Repository, after: str) -> Iterator[tuple[str, list[str]]]:
@@ -55,7 +70,8 @@ def check_session(repository: Repository, folder: str, names: list[str], finding
     whose = ""
     if info is not None:
         whose = f" of VM {info.vm_name} ({info.vc_guid})"
-        if not repository.store.exists(manifest_name(backup_ref(Session(repository, info)))):
+        ended = f"{folder}/{_OUTCOME}" in names
+        if not ended and not repository.store.exists(manifest_name(backup_ref(Session(repository, info)))):
             _check_records(repository, folder, names, broken)
     for name, problem in broken.items():
         findings.damage(name, f"{problem}: it belongs to an unfinished backup{whose}", _ADVICE)

@@ -14,6 +14,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.commserve import CommServe
 from activities.peers import Peers
+from activities.upkeep_copy import BackupCopies, CopyDesk
 from activities.upkeep_verify import RepositoryVerification, VerificationDesk
 from lab.processes import LabProcess, tool
 from safehaul.config.loader import load
@@ -40,6 +41,7 @@ name = "n1"
 [[media_agents]]
 name = "{vault}"
 repository = "file://{home}/repository"
+copy_to = "{offsite}"
 [[media_agents]]
 name = "{offsite}"
 repository = "file://{home}/offsite/repository"
@@ -84,11 +86,13 @@ class UpkeepSite:
     ) -> AsyncIterator[None]:
         """The CommServe, and the upkeep of `agents`, in this process."""
         peers = Peers(load(self.config))
-        verification = RepositoryVerification(peers, part_s)
+        verification, copies = RepositoryVerification(peers, part_s), BackupCopies(peers)
         upkeep: list[Any] = [
             verification.begin_verification,
             verification.verify_part,
             verification.finish_verification,
+            copies.plan_copy,
+            copies.copy_backup,
         ]
         async with AsyncExitStack() as stack:
             threads = stack.enter_context(ThreadPoolExecutor(8))
@@ -98,6 +102,7 @@ class UpkeepSite:
                 workflows=WORKFLOWS,
                 activities=[
                     CommServe(peers, client).request_cancel,
+                    CopyDesk(peers).open_copy,
                     VerificationDesk(peers).open_verification,
                 ],
                 activity_executor=threads,

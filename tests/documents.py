@@ -15,7 +15,7 @@ _A_COMMAND = re.compile(
     r"\s*(?:[-*\d.]+\s+)?(?:"
     r"\$ |"
     r"(?:sudo )?(?:"
-    r"safehaul (?:-|(?:demo|version)\b|(?:worker|group|job|backups|restore|repo|catalog|config) [a-z])|"
+    r"safehaul (?:-|(?:demo|version)\b|(?:worker|group|job|backups|copy|restore|repo|catalog|config) [a-z])|"
     r"temporal (?:workflow|server|operator|worker|activity|batch|schedule|task-queue) [a-z]|"
     r"make (?:demo|test|test-all|bench|check|venv|format|lock|clean)\b|"
     r"(?:apt|apt-get|dnf|pip|uv) (?:install|update)|"

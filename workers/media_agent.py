@@ -1,12 +1,11 @@
-"""A MediaAgent's process: opens, seals and indexes backups in its repository, and looks after it."""
+"""A MediaAgent's process: opens, seals and indexes backups in its repository, and keeps that in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.index import MediaAgentIndexing
@@ -19,7 +18,7 @@ from workflows import policies
 
 SLOTS = 8
 UPKEEP_SLOTS = 2
-"""Verification, copy, prune: long work, a stream each, which must not keep a backup's seal waiting."""
+"""Of the queue for long work: it must not keep a backup's steps waiting, nor a verification a prune."""
 
 
 async def serve(settings: Settings, name: str) -> None:
@@ -28,49 +27,40 @@ async def serve(settings: Settings, name: str) -> None:
     peers = Peers(settings)
     peers.repository(name)
     client = await connect(settings, role)
-    steps = MediaAgentIndexing(peers)
+    steps, verification, copies = (
+        MediaAgentIndexing(peers),
+        RepositoryVerification(peers),
+        BackupCopies(peers),
+    )
+    queues: dict[str, tuple[list[Callable[..., Any]], int]] = {
+        policies.media_agent_queue(name): ([steps.open_backup, steps.seal_backup, steps.write_index], SLOTS),
+        policies.upkeep_queue(name): (
+            [
+                verification.begin_verification,
+                verification.verify_part,
+                verification.finish_verification,
+                copies.plan_copy,
+                copies.copy_backup,
+            ],
+            UPKEEP_SLOTS,
+        ),
+    }
     try:
-        with (
-            ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix=role) as threads,
-            ThreadPoolExecutor(max_workers=UPKEEP_SLOTS, thread_name_prefix=f"{role}.upkeep") as upkeep,
-        ):
-            quick: list[Callable[..., Any]] = [steps.open_backup, steps.seal_backup, steps.write_index]
+        with ThreadPoolExecutor(max_workers=SLOTS + UPKEEP_SLOTS, thread_name_prefix=role) as threads:
             workers = [
-                _worker(client, policies.media_agent_queue(name), quick, threads, SLOTS),
-                _worker(client, policies.upkeep_queue(name), upkeep_steps(peers), upkeep, UPKEEP_SLOTS),
+                Worker(
+                    client,
+                    task_queue=queue,
+                    activities=activities,
+                    activity_executor=threads,
+                    max_concurrent_activities=slots,
+                    max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+                    default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+                    graceful_shutdown_timeout=GRACE,
+                    deployment_config=deployment(),
+                )
+                for queue, (activities, slots) in queues.items()
             ]
             await run_until_stopped(workers, role)
     finally:
         peers.close()
-
-
-def upkeep_steps(peers: Peers) -> list[Callable[..., Any]]:
-    """The activities of the queue for long work."""
-    copies, verification = BackupCopies(peers), RepositoryVerification(peers)
-    return [
-        copies.plan_copy,
-        copies.copy_backup,
-        verification.begin_verification,
-        verification.verify_part,
-        verification.finish_verification,
-    ]
-
-
-def _worker(
-    client: Client,
-    queue: str,
-    activities: Sequence[Callable[..., Any]],
-    threads: ThreadPoolExecutor,
-    slots: int,
-) -> Worker:
-    return Worker(
-        client,
-        task_queue=queue,
-        activities=activities,
-        activity_executor=threads,
-        max_concurrent_activities=slots,
-        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-        default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-        graceful_shutdown_timeout=GRACE,
-        deployment_config=deployment(),
-    )

@@ -121,7 +121,7 @@ class CopyBackups:
                 CopyPageInput(request=request, after=after),
                 summary="Which backups are missing",
                 queue=policies.upkeep_queue(request.target),
-                policy=policies.UPKEEP,
+                policy=policies.UPKEEP_PART,
             )
             for item in page.items:
                 _stop_if_cancelled()
@@ -136,7 +136,7 @@ class CopyBackups:
                 CopyBackupInput(source=request.source, target=request.target, item=item),
                 summary=f"Copy {item.vm_name or item.vc_guid} {item.backup_id} ({size(item.capacity_bytes)})",
                 queue=policies.upkeep_queue(request.target),
-                policy=policies.UPKEEP,
+                policy=policies.UPKEEP_PART,
             )
         except ActivityError as error:
             cause = error.cause

@@ -43,7 +43,7 @@ def media_agent_queue(name: str) -> str:
 
 
 def upkeep_queue(name: str) -> str:
-    """The MediaAgent's queue for long work on its repository (verify, copy, prune): it never keeps a backup waiting."""
+    """The MediaAgent's queue for long work on its repository (prune, verification), beside that of the backups."""
     return f"media-agent.{name}.upkeep"
 
 
@@ -224,9 +224,9 @@ MEDIA_AGENT = StepPolicy(
 )
 # … and the index, when it is gone: a day of a repository that is away.
 MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
-# Long work on a repository, which nothing waits for: it goes on where it was, so a MediaAgent or a store may be away
-# for days. Then somebody must be told.
-UPKEEP = StepPolicy(
+# A part of a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep takes, and goes
+# on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
+UPKEEP_PART = StepPolicy(
     start_to_close=timedelta(hours=24),
     schedule_to_close=timedelta(hours=72),
     heartbeat=HEARTBEAT,

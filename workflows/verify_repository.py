@@ -59,7 +59,7 @@ class VerifyRepository:
                 self._state.run,
                 summary="Report",
                 queue=policies.upkeep_queue(request.media_agent),
-                policy=policies.UPKEEP,
+                policy=policies.UPKEEP_PART,
             )
         except (ActivityError, asyncio.CancelledError) as error:
             raise self._failure(error) from error
@@ -108,7 +108,7 @@ class VerifyRepository:
             ),
             summary="Which packs were verified longest ago",
             queue=policies.upkeep_queue(request.media_agent),
-            policy=policies.UPKEEP,
+            policy=policies.UPKEEP_PART,
         )
         return VerifyState(run=run, progress=VerifyProgress(), started_at=started_at)
 
@@ -137,7 +137,7 @@ class VerifyRepository:
                     VerifyPartInput(run=state.run, progress=state.progress),
                     summary=_summary(state),
                     queue=policies.upkeep_queue(request.media_agent),
-                    policy=policies.UPKEEP,
+                    policy=policies.UPKEEP_PART,
                 )
             )
 

@@ -20,7 +20,9 @@ app = typer.Typer(no_args_is_help=True)
 Agent = Annotated[
     str | None,
     typer.Option(
-        "--media-agent", help="Its name; default: the only one.", autocompletion=completion.media_agents
+        "--media-agent",
+        help="Its name; default: the only one that is no second copy.",
+        autocompletion=completion.media_agents,
     ),
 ]
 
@@ -107,13 +109,8 @@ def verify(
 
 
 def choose(settings: Settings, name: str | None) -> MediaAgent:
-    """The MediaAgent of that name, or the only one. Raises InvalidInputError that lists which exist."""
-    if name is not None:
-        return settings.media_agent(name)
-    if len(settings.media_agents) != 1:
-        names = ", ".join(agent.name for agent in settings.media_agents) or "none"
-        raise InvalidInputError(f"there is not exactly one MediaAgent, name one with --media-agent: {names}")
-    return settings.media_agents[0]
+    """The MediaAgent of that name, or the only one that is no second copy. Raises InvalidInputError that lists them."""
+    return settings.media_agent(name) if name is not None else settings.default_media_agent()
 
 
 def open_repository(settings: Settings, name: str | None, *, for_writing: bool = False) -> Repository:

@@ -22,6 +22,7 @@ from workers.cli import (
     group,
     job,
     keys,
+    repair,
     repo,
     restore,
     worker,
@@ -54,6 +55,7 @@ app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a 
 repo.app.add_typer(
     keys.app, name="key", help="List, add, remove and rotate what opens an encrypted repository."
 )
+repo.app.command()(repair.repair)
 app.add_typer(
     repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository; manage its keys."
 )

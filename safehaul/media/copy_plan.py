@@ -8,7 +8,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
-from safehaul.media.manifest import BackupRef, index_name, list_backups, manifest_name, read_manifest
+from safehaul.media.manifest import (
+    BackupRef,
+    forgotten_name,
+    index_name,
+    list_backups,
+    manifest_name,
+    read_manifest,
+)
 from safehaul.media.repository import Repository
 
 UNINDEXED_FOR = timedelta(days=1)
@@ -75,7 +82,7 @@ def missing_backups(
 def _judged(
     source: Repository, target: Repository, ref: BackupRef, selection: CopySelection, now: datetime
 ) -> MissingBackup | None:
-    if target.store.exists(f"forgotten/{manifest_name(ref).partition('/')[2]}"):
+    if target.store.exists(forgotten_name(ref)):
         # The target's retention has given it up.
         return None
     try:

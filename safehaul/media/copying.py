@@ -26,6 +26,7 @@ from safehaul.media.manifest import (
     DiskDescription,
     Manifest,
     ManifestDisk,
+    forgotten_name,
     index_name,
     list_backups,
     manifest_name,
@@ -107,6 +108,9 @@ class BackupCopier:
         Raises NotFoundError when the source has no such backup, IntegrityError, naming disk, offset, chunk and pack,
         when it cannot be read whole or its copy cannot be read back.
         """
+        if self._target.store.exists(forgotten_name(ref)):
+            # The target's retention has given it up; whoever wants it back recovers it.
+            return Copied(ref, already=True)
         if self._is_there(ref):
             self._copy_index(ref)
             return Copied(ref, already=True)

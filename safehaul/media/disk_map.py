@@ -3,6 +3,9 @@
 A page's body is the 32-byte ids of its chunks, the last page of a disk being shorter; the name is the keyed
 BLAKE3 of the body, so an increment writes only the pages that differ. A page that consists of holes is not
 stored: its root is the all-zero id. With chunks of 1 MiB one page covers 64 GiB.
+
+A body may be followed by a variant, 4 bytes: the same page under another name, where the first one is condemned by a
+collection, or damaged.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from safehaul.media.repository import Repository
 
 PAGE_CHUNKS = 1 << 16
 _HOLE_ROOT = HOLE.hex()
+_VARIANT_LENGTH = 4
+_VARIANTS = 100
 
 
 def chunk_count(capacity_bytes: int, chunk_size_bytes: int) -> int:
@@ -41,9 +46,7 @@ def write_pages(repository: Repository, digests: Iterable[bytes], on_page: Calla
         if body.count(0) == len(body):
             roots.append(_HOLE_ROOT)
         else:
-            root = repository.content_name(body)
-            repository.put_same(Kind.PAGE, page_name(root), body)
-            roots.append(root)
+            roots.append(_put_page(repository, body))
         on_page()
 
     for piece in digests:
@@ -54,6 +57,24 @@ def write_pages(repository: Repository, digests: Iterable[bytes], on_page: Calla
     if page:
         store(bytes(page))
     return roots
+
+
+def _put_page(repository: Repository, ids: bytes) -> str:
+    """Store a page under the first of its names that may be relied on; returns the root."""
+    for variant in range(_VARIANTS):
+        body = ids + variant.to_bytes(_VARIANT_LENGTH, "little") if variant else ids
+        root = repository.content_name(body)
+        if repository.is_condemned_page(root):
+            continue
+        try:
+            repository.put_same(Kind.PAGE, page_name(root), body)
+        except IntegrityError:
+            # A damaged object has the name, and cannot be overwritten: the next one takes its place.
+            continue
+        return root
+    raise IntegrityError(
+        f"{_VARIANTS} pages of one content are condemned or damaged: the store loses what it is given"
+    )
 
 
 class DiskMap:
@@ -85,9 +106,9 @@ class DiskMap:
             return bytes(length)
         name = page_name(root)
         body = self._repository.get(Kind.PAGE, name)
-        if len(body) != length or self._repository.content_name(body) != root:
+        if len(body) not in {length, length + _VARIANT_LENGTH} or self._repository.content_name(body) != root:
             raise IntegrityError(f"object {name} is damaged: it is not the page that its name says")
-        return body
+        return body[:length]
 
     def chunk_id(self, number: int) -> bytes:
         """Return the id of chunk `number`, counted from 0; HOLE for zeros."""

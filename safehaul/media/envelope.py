@@ -58,6 +58,7 @@ class Kind(Enum):
     FILES = b"FILS"
     COLLECTION = b"GCGN"
     JOB = b"JOBO"
+    FORGOTTEN = b"FRGT"
     VERIFIED = b"VRFD"
 
 

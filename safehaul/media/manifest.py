@@ -22,6 +22,8 @@ from safehaul.media.repository import Repository
 from safehaul.media.sessions import StoredFile
 from safehaul.messages.base import Message
 
+_MANIFESTS = "manifests/"
+
 
 class ManifestStats(Message):
     """Bytes of one disk; see DiskStats."""
@@ -171,12 +173,17 @@ class BackupRef(NamedTuple):
 
 def manifest_name(ref: BackupRef) -> str:
     """Return the object name of a manifest."""
-    return f"manifests/{_place(ref)}"
+    return f"{_MANIFESTS}{_place(ref)}"
 
 
 def index_name(ref: BackupRef) -> str:
     """Return the object name of a backup's index."""
     return f"index/{_place(ref)}"
+
+
+def forgotten_name(ref: BackupRef) -> str:
+    """Return the object name of a backup that retention has given up."""
+    return f"forgotten/{_place(ref)}"
 
 
 def _place(ref: BackupRef) -> str:
@@ -224,14 +231,19 @@ def read_index(repository: Repository, ref: BackupRef) -> BackupIndex | None:
 
 def list_backups(repository: Repository, vc_guid: str | None = None) -> Iterator[BackupRef]:
     """Yield the committed backups, by VC.GUID and then by time. Reads no manifest: a damaged one is listed too."""
-    prefix = "manifests/"
+    prefix = _MANIFESTS
     if vc_guid is not None:
         prefix += f"{encode_segment(vc_guid, what='VC.GUID', reversible=True)}/"
     for found in repository.store.list(prefix):
-        folder, _, backup_id = found.name.removeprefix("manifests/").partition("/")
-        if not backup_id or "/" in backup_id:
-            raise IntegrityError(f"object {found.name} does not belong into manifests/")
-        yield BackupRef(decode_segment(folder), decode_segment(backup_id))
+        yield backup_of(found.name, _MANIFESTS)
+
+
+def backup_of(name: str, prefix: str) -> BackupRef:
+    """Return the backup that an object `PREFIX/VCGUID/BACKUP` is of. Raises IntegrityError for another name."""
+    folder, _, backup_id = name.removeprefix(prefix).partition("/")
+    if not backup_id or "/" in backup_id:
+        raise IntegrityError(f"object {name} does not belong into {prefix}")
+    return BackupRef(decode_segment(folder), decode_segment(backup_id))
 
 
 def latest_manifest(repository: Repository, vc_guid: str) -> Manifest | None:

@@ -7,10 +7,14 @@ able to.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from safehaul.errors import AlreadyExistsError
+
+_CLOCK = "clock/"
+_CLOCK_KEPT_S = 3600.0
 
 
 class ObjectInfo(NamedTuple):
@@ -72,6 +76,22 @@ class DeletingStore(ObjectStore, Protocol):
 
     def delete(self, name: str) -> None:
         """Take an object away, durably. One that is gone already is fine."""
+
+    def remove_abandoned(self, older_than_s: float) -> int:
+        """Remove what uploads that never ended have left, where the store keeps it; returns how many files."""
+
+
+def store_time(store: DeletingStore) -> float:
+    """What the store's clock says now: the time of an object that is stored, and deleted again."""
+    name = f"{_CLOCK}{secrets.token_hex(8)}"
+    store.put_if_absent(name, b"the time")
+    times = {found.name: found.modified for found in store.list(_CLOCK)}
+    now = times[name]
+    for other, modified in times.items():
+        # Those of processes that died in between, too.
+        if other == name or now - modified > _CLOCK_KEPT_S:
+            store.delete(other)
+    return now
 
 
 def put_same(store: ObjectStore, name: str, data: bytes) -> None:

@@ -227,7 +227,17 @@ class BackupReader:
 
     def _second_copy(self, where: str, item: _Wanted, problem: Exception) -> None:
         """Read a chunk from another pack that holds it too; raise IntegrityError when there is none."""
-        self._load_all()
+        # A collection may have copied it since the lists were read, and deleted the pack.
+        for load in (self._load_all, self._repository.refresh_index):
+            load()
+            if self._read_elsewhere(item):
+                return
+        raise IntegrityError(
+            f"{where}, offset {item.offset}: chunk {item.location.entry.chunk_id.hex()} in pack "
+            f"{pack_name(item.location.pack.pack_id)} is damaged: {problem}"
+        ) from problem
+
+    def _read_elsewhere(self, item: _Wanted) -> bool:
         entry = item.location.entry
         for other in self._repository.index.lookup(entry.chunk_id):
             longest = other.entry.raw_length + self._repository.keys.overhead
@@ -241,11 +251,8 @@ class BackupReader:
                 # The search goes on; when no copy is sound, the first problem is reported below.
                 continue
             if self._decode(_Wanted(item.offset, other, item.out), data, other.entry.offset) is None:
-                return
-        raise IntegrityError(
-            f"{where}, offset {item.offset}: chunk {entry.chunk_id.hex()} in pack "
-            f"{pack_name(item.location.pack.pack_id)} is damaged: {problem}"
-        ) from problem
+                return True
+        return False
 
 
 def _runs(wanted: list[_Wanted]) -> Iterator[list[_Wanted]]:

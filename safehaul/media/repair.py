@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from safehaul.errors import IntegrityError
-from safehaul.media.envelope import Kind
-from safehaul.media.locations import PackListing, batches, encode_locations
+from safehaul.media.locations import PackListing
 from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_check import PackChecker
+from safehaul.media.pack_lists import put_lists
 from safehaul.media.repository import Repository
 
 _PACK_NAME = re.compile(r"packs/[0-9a-f]{2}/[0-9a-f]{64}")
-_VARIANTS = 100
 
 
 def repair_index(repository: Repository, heartbeat: Callable[[str], None] = lambda _: None) -> int:
@@ -28,6 +26,7 @@ def repair_index(repository: Repository, heartbeat: Callable[[str], None] = lamb
     added = 0
 
     def sound_packs() -> Iterator[PackListing]:
+        nonlocal added
         for found in repository.store.list("packs/"):
             if found.name in known or not _PACK_NAME.fullmatch(found.name):
                 continue
@@ -35,25 +34,9 @@ def repair_index(repository: Repository, heartbeat: Callable[[str], None] = lamb
             pack = SealedPack(bytes.fromhex(found.name.rpartition("/")[2]), found.size_bytes)
             findings = checker.check(pack)
             if findings.sound:
+                added += 1
                 yield PackListing(pack, findings.entries)
 
-    for batch in batches(sound_packs()):
-        _put_list(repository, batch)
-        added += len(batch)
+    put_lists(repository, sound_packs())
     repository.refresh_index()
     return added
-
-
-def _put_list(repository: Repository, batch: list[PackListing]) -> None:
-    """Write one list; when a damaged object has its name already, write a variant under another name."""
-    for variant in range(_VARIANTS):
-        body = encode_locations(batch, variant)
-        try:
-            repository.put_same(Kind.LOCATIONS, f"idx/{repository.content_name(body)}", body)
-        except IntegrityError:
-            # The damaged object is what we repair; it cannot be overwritten, so another name takes its place.
-            continue
-        return
-    raise IntegrityError(
-        f"idx/ holds {_VARIANTS} damaged objects of one content: the store loses what it is given"
-    )

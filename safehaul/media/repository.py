@@ -23,7 +23,7 @@ from safehaul.errors import (
 from safehaul.media import repository_config
 from safehaul.media.canonical import utc_now
 from safehaul.media.chunk_index import ChunkIndex, ChunkLocation
-from safehaul.media.collection import Condemnations, read_condemnations
+from safehaul.media.collection import NOTHING_CONDEMNED, read_condemnations
 from safehaul.media.envelope import OBJECT_LIMIT_BYTES, Kind, unwrap, wrap
 from safehaul.media.key_slots import RepositorySecret, add_slot, check_secret, unlock
 from safehaul.media.keys import SUITE_AES_GCM, SUITE_NONE, RepositoryKeys
@@ -37,6 +37,7 @@ DEFAULT_PACK_SIZE_BYTES = 64 << 20
 _MIN_CHUNK_SIZE_BYTES = 1 << 12
 _MAX_CHUNK_SIZE_BYTES = 16 << 20
 _RACERS = 4
+_LISTINGS = 5
 
 
 class RepositoryInfo(NamedTuple):
@@ -70,7 +71,8 @@ class Repository:
         self.index = ChunkIndex(index_path)
         self._lock = threading.Lock()
         self._present: dict[bytes, bool] = {}
-        self._condemnations = Condemnations(0, frozenset())
+        self._refreshing = threading.Lock()
+        self._condemnations = NOTHING_CONDEMNED
 
     @classmethod
     def init(
@@ -204,18 +206,35 @@ class Repository:
         self.index.add(name, decode_locations(self.get(Kind.LOCATIONS, name), name))
 
     def refresh_index(self) -> None:
-        """Load every `idx/` object that is new, and what is condemned."""
+        """Load every `idx/` object that is new, and what is condemned.
+
+        One after the other: what was read later must never be replaced by what was read before.
+        """
+        with self._refreshing:
+            # A list that vanished was merged into one that may be newer than the listing.
+            for _ in range(_LISTINGS):
+                if not self._load_new_lists():
+                    break
+            condemnations = read_condemnations(self)
+            with self._lock:
+                self._condemnations = condemnations
+                self._present.clear()
+
+    def _load_new_lists(self) -> bool:
+        """Load the `idx/` objects that are new; True when one of them vanished."""
         loaded = self.index.loaded()
+        vanished = False
         for info in self.store.list("idx/"):
             if info.name in loaded:
                 continue
             # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
             # A verification reports it, and `repair_index` makes its content again from the packs.
             with contextlib.suppress(IntegrityError):
-                self._load_locations(info.name)
-        with self._lock:
-            self._condemnations = read_condemnations(self)
-            self._present.clear()
+                try:
+                    self._load_locations(info.name)
+                except NotFoundError:
+                    vanished = True
+        return vanished
 
     def usable(self, chunk_id: bytes) -> ChunkLocation | None:
         """Return a place of a chunk in a pack that is there and not condemned, or None.
@@ -226,6 +245,11 @@ class Repository:
             if self.is_usable(location.pack):
                 return location
         return None
+
+    def is_condemned_page(self, root: str) -> bool:
+        """Tell whether a map page is condemned: no new backup may rely on it."""
+        with self._lock:
+            return root in self._condemnations.pages
 
     def is_usable(self, pack: SealedPack) -> bool:
         """Tell whether a pack is there, of the right size, and not condemned."""

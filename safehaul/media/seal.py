@@ -1,8 +1,8 @@
 """The end of step 12: read back what the session wrote, then commit.
 
-Order of a commit: packs (durable since long) → `idx/` → pages → manifest, put-if-absent, last. Whatever was
-interrupted before the manifest is invisible. Two committers of one session write the same objects up to the
-manifest; the first manifest stays.
+Order of a commit: packs (durable since long) → `idx/` → pages → the session's outcome → manifest, put-if-absent, last.
+Whatever was interrupted before the outcome is invisible; after it, whoever comes by writes the manifest. Two committers
+of one session write the same objects up to the outcome; the first one stays.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from dataclasses import asdict
 from blake3 import blake3
 
 from safehaul.errors import (
-    AlreadyExistsError,
     IntegrityError,
     InvalidInputError,
     NotFoundError,
     PolicyError,
 )
-from safehaul.media.canonical import canonical_json, utc_now
-from safehaul.media.codec import HOLE, ID_LENGTH
+from safehaul.media.canonical import utc_now
+from safehaul.media.codec import ID_LENGTH
 from safehaul.media.disk_map import chunk_count, write_pages
-from safehaul.media.envelope import Kind
-from safehaul.media.locations import PackListing, batches, encode_locations
 from safehaul.media.manifest import (
     BackupContents,
     BackupRef,
@@ -32,13 +29,14 @@ from safehaul.media.manifest import (
     ManifestDisk,
     ManifestStats,
     check_contents,
-    manifest_name,
     read_manifest,
 )
-from safehaul.media.pack import SealedPack, pack_name, read_trailer
+from safehaul.media.needed_packs import NeededChunk, NeededPacks
+from safehaul.media.outcome import complete, decide_commit, read_outcome
+from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_check import PackChecker
+from safehaul.media.pack_lists import put_lists, trailers
 from safehaul.media.progress import DiskStats
-from safehaul.media.repository import Repository
 from safehaul.media.sessions import Seal, Session, StoredFile, Verified
 
 Heartbeat = Callable[[str], None]
@@ -106,24 +104,24 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
     IntegrityError when a chunk that was thought to be stored is not.
     """
     repository, ref = session.repository, backup_ref(session)
-    if repository.store.exists(manifest_name(ref)):
-        return _committed(session, ref)
+    outcome = read_outcome(repository, session.prefix)
+    if outcome is not None:
+        return complete(repository, outcome, session.info.session_id)
     check_contents(contents)
     seal = session.sealed()
     if seal is None or session.verified() is None:
         raise PolicyError(f"session {session.info.session_id} was not read back: verify it before the commit")
     _check_disks(session, seal, contents)
     heartbeat("writing the index of the packs")
-    _write_locations(repository, session_packs(session, seal))
+    put_lists(repository, trailers(repository, session_packs(session, seal)))
     repository.refresh_index()
-    needed = _Needed(repository)
-    disks = []
-    for disk in contents.disks:
-        heartbeat(f"writing the map of disk {disk.label}")
-        disks.append(_commit_disk(session, disk, seal, needed, heartbeat))
-    files = _collect_files(session, seal, needed)
+    files = _latest_files(session, seal)
+    needed = NeededPacks(repository, lambda: _chunks(session, seal, contents, files), heartbeat)
+    heartbeat("finding every chunk in a pack")
+    needed.find()
+    disks = [_commit_disk(session, disk, seal, heartbeat) for disk in contents.disks]
     heartbeat("checking that every pack is there")
-    needed.check_packs()
+    needed.find_again()
     info = session.info
     manifest = Manifest(
         repository_id=repository.config.repository_id,
@@ -142,19 +140,7 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
         idx=sorted(needed.listed_in),
         packs=len(needed.packs),
     )
-    try:
-        repository.put(Kind.MANIFEST, manifest_name(ref), canonical_json(manifest.model_dump()))
-    except AlreadyExistsError:
-        # Another committer of the same session was first.
-        return _committed(session, ref)
-    return ref
-
-
-def _committed(session: Session, ref: BackupRef) -> BackupRef:
-    manifest = read_manifest(session.repository, ref)
-    if manifest.session_id != session.info.session_id:
-        raise IntegrityError(f"backup {ref.backup_id} of VM {ref.vc_guid} belongs to another session")
-    return ref
+    return decide_commit(session, manifest)
 
 
 def _check_disks(session: Session, seal: Seal, contents: BackupContents) -> None:
@@ -168,53 +154,26 @@ def _check_disks(session: Session, seal: Seal, contents: BackupContents) -> None
         )
 
 
-def _write_locations(repository: Repository, packs: list[SealedPack]) -> None:
-    """Write the `idx/` objects of the session's packs; they are named by content, so a second time is fine."""
-
-    def listings() -> Iterator[PackListing]:
-        for pack in packs:
-            yield PackListing(pack, read_trailer(repository.store, repository.keys, pack).entries)
-
-    for batch in batches(listings()):
-        body = encode_locations(batch)
-        repository.put_same(Kind.LOCATIONS, f"idx/{repository.content_name(body)}", body)
-
-
-class _Needed:
-    """The packs that a backup needs, found chunk by chunk."""
-
-    def __init__(self, repository: Repository) -> None:
-        self._repository = repository
-        self.packs: dict[bytes, SealedPack] = {}
-        self.listed_in: set[str] = set()
-
-    def add(self, chunk_id: bytes, raw_length: int, where: str) -> None:
-        """Find a chunk. Raises IntegrityError, naming `where`, when no usable pack holds it."""
-        if chunk_id == HOLE:
-            return
-        location = self._repository.usable(chunk_id)
-        if location is None or location.entry.raw_length != raw_length:
-            raise IntegrityError(
-                f"{where}: chunk {chunk_id.hex()} was stored by an earlier backup and is not there any more; "
-                "run `safehaul repo verify`, then start a new session, which stores it again"
-            )
-        self.packs[location.pack.pack_id] = location.pack
-        self.listed_in.add(location.listed_in)
-
-    def check_packs(self) -> None:
-        """Look at each pack once more, now: what was asked before may be old."""
-        self._repository.refresh_index()
-        for pack in self.packs.values():
-            if not self._repository.is_usable(pack):
-                raise IntegrityError(
-                    f"pack {pack_name(pack.pack_id)} vanished, changed or was condemned before the commit: "
-                    "start a new session, which stores its chunks again"
-                )
+def _chunks(
+    session: Session, seal: Seal, contents: BackupContents, files: list[StoredFile]
+) -> Iterator[NeededChunk]:
+    """Yield every chunk of the session's disks and files."""
+    size = session.repository.config.chunk_size_bytes
+    for disk in contents.disks:
+        part = f"disk {disk.label}"
+        for record in session.iter_progress(disk.key, seal.disk_records[disk.key]):
+            for place in range(record.end_chunk - record.first_chunk):
+                offset = (record.first_chunk + place) * size
+                identity = record.digests[place * ID_LENGTH : (place + 1) * ID_LENGTH]
+                yield NeededChunk(identity, min(size, record.capacity_bytes - offset), part, offset)
+    for stored in files:
+        for number, text in enumerate(stored.chunks):
+            length = min(size, stored.size_bytes - number * size)
+            yield NeededChunk(bytes.fromhex(text), length, f"file {stored.name}", number * size)
 
 
-def _commit_disk(
-    session: Session, disk: DiskDescription, seal: Seal, needed: _Needed, heartbeat: Heartbeat
-) -> ManifestDisk:
+def _commit_disk(session: Session, disk: DiskDescription, seal: Seal, heartbeat: Heartbeat) -> ManifestDisk:
+    """Write the map of a disk. Raises InvalidInputError when the session holds another or an incomplete disk."""
     repository = session.repository
     size = repository.config.chunk_size_bytes
     total = chunk_count(disk.capacity_bytes, size)
@@ -227,14 +186,6 @@ def _commit_disk(
             if record.capacity_bytes != disk.capacity_bytes or record.end_chunk > total:
                 raise InvalidInputError(
                     f"disk {disk.label}: {record.capacity_bytes} bytes in the session, {disk.capacity_bytes} described"
-                )
-            for number in range(record.first_chunk, record.end_chunk):
-                at = (number - record.first_chunk) * ID_LENGTH
-                length = min(size, disk.capacity_bytes - number * size)
-                needed.add(
-                    record.digests[at : at + ID_LENGTH],
-                    length,
-                    f"disk {disk.label} at offset {number * size}",
                 )
             stats, end_chunk = record.stats, record.end_chunk
             yield record.digests
@@ -252,16 +203,11 @@ def _commit_disk(
     )
 
 
-def _collect_files(session: Session, seal: Seal, needed: _Needed) -> list[StoredFile]:
+def _latest_files(session: Session, seal: Seal) -> list[StoredFile]:
     """Return the VM's files, the latest of each name, in order of the names."""
-    size = session.repository.config.chunk_size_bytes
     files = {
         stored.name: stored for record in session.read_files(seal.file_records) for stored in record.files
     }
-    for stored in files.values():
-        for number, text in enumerate(stored.chunks):
-            length = min(size, stored.size_bytes - number * size)
-            needed.add(bytes.fromhex(text), length, f"file {stored.name} at offset {number * size}")
     return [files[name] for name in sorted(files)]
 
 

@@ -337,6 +337,10 @@ class S3Store:
         with contextlib.suppress(NotFoundError):
             self.call("delete", name, lambda: obstore.delete(self._bucket, [name]))
 
+    def remove_abandoned(self, older_than_s: float) -> int:  # noqa: ARG002 - see DeletingStore
+        """Nothing: a rule of the bucket's lifecycle removes unfinished uploads (docs/object-stores.md)."""
+        return 0
+
 
 def _sorted(bucket: ObjectStore, folder: str) -> list[ObjectInfo]:
     found = [

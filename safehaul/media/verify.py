@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable
 from safehaul.errors import IntegrityError, NotFoundError
 from safehaul.media.collection import record_damaged
 from safehaul.media.envelope import Kind
+from safehaul.media.forgotten import list_forgotten, read_forgotten
 from safehaul.media.locations import decode_locations
-from safehaul.media.manifest import list_backups, manifest_name
+from safehaul.media.manifest import forgotten_name, list_backups, manifest_name
 from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_ages import LAST_ID, Due, PackAges
 from safehaul.media.repository import Repository
@@ -50,6 +51,10 @@ _EVERYTHING = 1 << 62
 _GC_ADVICE = (
     "no backup can begin or be committed until it is gone: stop PruneRepository, delete the object with an identity "
     "that may delete, then run `safehaul repo verify --full --note-damage`"
+)
+_FORGOTTEN_ADVICE = (
+    "no collection can run until it is gone, and this backup cannot be recovered: delete the object with an identity "
+    "that may delete"
 )
 _IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
 
@@ -152,6 +157,7 @@ class Verification:
         if not self.progress.cursor:
             for name, problem in self._noted.broken.items():
                 self._findings.damage(name, problem, _GC_ADVICE)
+            self._check_forgotten()
             self._check_presence()
             self._show(cursor="idx/")
         if self.progress.cursor.startswith("idx/"):
@@ -173,19 +179,33 @@ class Verification:
                 return False
         return True
 
+    def _check_forgotten(self) -> None:
+        for ref, _ in list_forgotten(self._repository):
+            try:
+                read_forgotten(self._repository, ref)
+            except BROKEN as error:
+                if self._repository.store.exists(forgotten_name(ref)):
+                    self._findings.damage(forgotten_name(ref), str(error), _FORGOTTEN_ADVICE)
+
     def _check_presence(self) -> None:
         self._findings.count(unlisted_packs=self.ages.unlisted)
+        found: list[tuple[SealedPack, BadPack]] = []
         for pack in self.ages.not_there():
             self._doing(f"looking for {pack_name(pack.pack_id)}")
             bad = self._judge.not_there(pack)
-            if bad is None:
-                continue
-            if bad.gone and self._judge.collected(pack):
-                self._findings.count(collected_packs=1)
-                # Its chunks are elsewhere, or no backup needs them: a place that is no more, and no damage.
-                self._places.add(bad)
+            if bad is not None:
+                found.append((pack, bad))
+        collected = self._judge.collected({pack.pack_id for pack, bad in found if bad.gone})
+        for pack, bad in found:
+            if pack.pack_id in collected:
+                self._collected(bad)
             else:
                 self._found(pack, bad)
+
+    def _collected(self, bad: BadPack) -> None:
+        """Its chunks are elsewhere, or no backup needs them: a place that is no more, and no damage."""
+        self._findings.count(collected_packs=1)
+        self._places.add(bad)
 
     def _check_list(self, name: str) -> None:
         """Read an `idx/` object, and the trailers of its packs where the mode asks for it."""
@@ -216,9 +236,8 @@ class Verification:
     def _vanished(self, pack: SealedPack) -> BadPack | None:
         """A pack that was there when the packs were listed: None when a collection has taken it away."""
         bad = self._judge.not_there(pack)
-        if bad is not None and bad.gone and self._judge.collected(pack):
-            self._findings.count(collected_packs=1)
-            self._places.add(bad)
+        if bad is not None and bad.gone and self._judge.collected({pack.pack_id}):
+            self._collected(bad)
             return None
         return bad
 

@@ -90,7 +90,7 @@ class BackupVerifier:
         try:
             manifest = read_manifest(repository, ref)
         except BROKEN as error:
-            if not _is_backup(repository, ref, error):
+            if not _is_backup(repository, ref):
                 return
             findings.damage(manifest_name(ref), str(error), _MANIFEST_ADVICE)
             findings.backup(
@@ -235,6 +235,6 @@ class _Check:
         )
 
 
-def _is_backup(repository: Repository, ref: BackupRef, error: Exception) -> bool:
+def _is_backup(repository: Repository, ref: BackupRef) -> bool:
     """Whether the backup is still there: it may have been forgotten since it was listed."""
-    return repository.store.exists(manifest_name(ref)) and type(error).__name__ != "FencedError"
+    return repository.store.exists(manifest_name(ref))

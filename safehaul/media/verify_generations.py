@@ -29,6 +29,7 @@ def read_noted(repository: Repository) -> Noted:
         try:
             generation = parse_object(Generation, repository.get(Kind.COLLECTION, found.name), found.name)
             condemned.update(map(bytes.fromhex, generation.condemned))
+            condemned.difference_update(map(bytes.fromhex, generation.released))
             damaged.update(map(bytes.fromhex, generation.damaged))
         except NotFoundError:
             # Spent: a collection has taken it away since the listing.

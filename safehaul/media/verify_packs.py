@@ -106,13 +106,12 @@ class PackJudge:
                     left.discard(listing.pack.pack_id)
                     yield listing
 
-    def collected(self, pack: SealedPack) -> bool:
-        """Tell whether a pack that is gone was taken away by a collection, which is no damage."""
-        noted = read_noted(self._repository)
-        if pack.pack_id in noted.condemned:
-            return True
-        # A collection that has come to its end drops the pack from `gc/` and from `idx/`.
-        return not any(True for _ in self.listings({pack.pack_id}))
+    def collected(self, gone: set[bytes]) -> set[bytes]:
+        """Those packs that are gone because a collection deleted them. Reads `gc/`, and perhaps all of `idx/`."""
+        collected = gone & read_noted(self._repository).condemned
+        left = gone - collected
+        # A collection that has come to its end drops its packs from `gc/` and from `idx/`.
+        return gone - ({listing.pack.pack_id for listing in self.listings(left)} if left else set())
 
 
 def _other_chunks(pack: SealedPack) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from safehaul.media.canonical import parse_object
 from safehaul.media.envelope import Kind
 from safehaul.media.manifest import manifest_name
+from safehaul.media.outcome import OBJECT, Outcome
 from safehaul.media.progress import decode_progress
 from safehaul.media.repository import Repository
 from safehaul.media.seal import backup_ref
@@ -17,21 +18,15 @@ from safehaul.messages.base import Message
 
 PREFIX = "sessions/"
 _ADVICE = "no finished backup needs it; the VM's next job begins a new session, and reads the disks anew"
-_OUTCOME = "outcome"
-"""How the session ended, where a collection or a commit has said so."""
-
-
-class _Outcome(Message):
-    """Of it only that it can be read matters here."""
-
-    version: int = 1
-
-
+_OUTCOME_ADVICE = (
+    "no collection can run until it is gone: delete the object with an identity that may delete; a backup whose "
+    "manifest is there does not need it, and the VM's next job makes another one"
+)
 _FIXED: dict[str, type[Message]] = {
     "open": SessionInfo,
     "sealed": Seal,
     "verified": Verified,
-    _OUTCOME: _Outcome,
+    OBJECT: Outcome,
 }
 
 
@@ -70,11 +65,14 @@ def check_session(repository: Repository, folder: str, names: list[str], finding
     whose = ""
     if info is not None:
         whose = f" of VM {info.vm_name} ({info.vc_guid})"
-        ended = f"{folder}/{_OUTCOME}" in names
+        ended = f"{folder}/{OBJECT}" in names
         if not ended and not repository.store.exists(manifest_name(backup_ref(Session(repository, info)))):
             _check_records(repository, folder, names, broken)
     for name, problem in broken.items():
-        findings.damage(name, f"{problem}: it belongs to an unfinished backup{whose}", _ADVICE)
+        if name.endswith(f"/{OBJECT}"):
+            findings.damage(name, f"{problem}: it says how a backup{whose} ended", _OUTCOME_ADVICE)
+        else:
+            findings.damage(name, f"{problem}: it belongs to an unfinished backup{whose}", _ADVICE)
 
 
 def _check_records(repository: Repository, folder: str, names: list[str], broken: dict[str, str]) -> None:

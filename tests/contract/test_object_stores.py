@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from safehaul.errors import (
     SafehaulError,
     UnsupportedError,
 )
-from safehaul.media.object_store import DeletingStore, put_same
+from safehaul.media.object_store import DeletingStore, put_same, store_time
 from safehaul.media.repository import Repository
 from safehaul.media.store import LocalStore, S3Options, open_deleting_store
 from safehaul.media.verify import verify
@@ -120,7 +121,7 @@ def test_what_is_streamed_is_there_when_committed_and_not_before(store: Deleting
     assert list(store.list("")) == []
     _stream(store, "packs/ab/whole", data)
     assert store.get("packs/ab/whole", length) == data
-    assert [tuple(found) for found in store.list("")] == [("packs/ab/whole", length)]
+    assert [(found.name, found.size_bytes) for found in store.list("")] == [("packs/ab/whole", length)]
     buffer = memoryview(bytearray(length))
     store.read_into("packs/ab/whole", 0, buffer)
     assert buffer == data
@@ -156,10 +157,24 @@ def test_listing_is_in_the_order_of_the_names_and_of_one_folder(store: DeletingS
     names = ["a/b", "a-b", "a.b", "a0", "b/a/c", "b/a.c", "jobs/a%2Fb~1=_", "jobs/%C3%A4", "bb/x"]
     for name in names:
         store.put_if_absent(name, b"x" * len(name))
-    assert [tuple(found) for found in store.list("")] == sorted((name, len(name)) for name in names)
+    listed = [(found.name, found.size_bytes) for found in store.list("")]
+    assert listed == sorted((name, len(name)) for name in names)
     assert [found.name for found in store.list("b/")] == ["b/a.c", "b/a/c"]
     assert [found.name for found in store.list("jobs/")] == ["jobs/%C3%A4", "jobs/a%2Fb~1=_"]
     assert list(store.list("c/")) == []
+
+
+def test_the_stores_clock_goes_on_and_times_what_is_stored(store: DeletingStore) -> None:
+    before = store_time(store)
+    store.put_if_absent("packs/a", b"x")
+    # Some servers count whole seconds.
+    time.sleep(1.1)
+    _stream(store, "packs/b", b"y")
+    after = store_time(store)
+    times = {found.name: found.modified for found in store.list("")}
+    assert set(times) == {"packs/a", "packs/b"}, "the question leaves nothing behind"
+    assert before <= times["packs/a"] < times["packs/b"] <= after
+    assert abs(after - time.time()) < 60, "seconds since 1970, on a server whose clock is this machine's"
 
 
 def test_a_long_listing_misses_nothing(store: DeletingStore) -> None:

@@ -79,10 +79,10 @@ def _show(plan: RepairPlan) -> None:
     )
     if report.damaged_backups_omitted:
         say(f"… and {report.damaged_backups_omitted} more: run it again when these are dealt with")
-    rows = [
+    costs = [
         (vm.vm_name or vm.vc_guid, str(vm.lost), str(vm.left), vm.newest_left or "none") for vm in plan.vms
     ]
-    table(["VM", "lost>", "left>", "newest whole backup"], rows, title="what dropping them costs")
+    table(["VM", "lost>", "left>", "newest whole backup"], costs, title="what dropping them costs")
 
 
 def _row(item: LostBackup) -> tuple[str, ...]:

@@ -1,0 +1,41 @@
+"""Writes `idx/` objects: which chunks lie where in packs that are durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from safehaul.errors import IntegrityError
+from safehaul.media.envelope import Kind
+from safehaul.media.locations import PackListing, batches, encode_locations
+from safehaul.media.pack import SealedPack, read_trailer
+from safehaul.media.repository import Repository
+
+PREFIX = "idx/"
+_VARIANTS = 100
+
+
+def put_lists(repository: Repository, listings: Iterable[PackListing]) -> list[str]:
+    """List packs in as few objects as their bounds allow; returns the names. The same packs again are fine."""
+    return [_put_list(repository, batch) for batch in batches(listings)]
+
+
+def trailers(repository: Repository, packs: Iterable[SealedPack]) -> Iterator[PackListing]:
+    """Yield what the packs' trailers list. Raises NotFoundError, IntegrityError."""
+    for pack in packs:
+        yield PackListing(pack, read_trailer(repository.store, repository.keys, pack).entries)
+
+
+def _put_list(repository: Repository, batch: list[PackListing]) -> str:
+    """Write one list; when a damaged object has its name already, write a variant under another name."""
+    for variant in range(_VARIANTS):
+        body = encode_locations(batch, variant)
+        name = f"{PREFIX}{repository.content_name(body)}"
+        try:
+            repository.put_same(Kind.LOCATIONS, name, body)
+        except IntegrityError:
+            # A damaged object cannot be overwritten, so another name takes its place.
+            continue
+        return name
+    raise IntegrityError(
+        f"idx/ holds {_VARIANTS} damaged objects of one content: the store loses what it is given"
+    )

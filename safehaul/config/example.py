@@ -86,6 +86,7 @@ repository = "file:///srv/safehaul/repository" # or a bucket: "s3://bucket/prefi
 pack_size_bytes = "64 MiB"
 # What opens the encrypted repository; make it once: umask 077; openssl rand -base64 32 > /etc/safehaul/vault-passphrase
 passphrase = { file = "/etc/safehaul/vault-passphrase" } # or key_file = "/path": 32 random bytes; neither: unencrypted
+prune_at = "11:00" # UTC, daily, by the schedule that `safehaul setup` makes; "": never by itself
 
 [[vm_groups]]
 name = "nightly"
@@ -130,6 +131,15 @@ pending_snapshot = "refuse" # a VM whose last snapshot is still being removed: "
 min_free_bytes = "10 GiB"   # a datastore with less: no snapshot, or the snapshot goes
 max_hold_s = 43200          # no snapshot is held longer
 removal_handover_after_s = 600 # a removal that takes longer goes on beside the job, without limit
+# How long backups are kept: the newest of each of the newest n periods that have one, in UTC. Leave it out: for ever.
+[vm_groups.retention]
+keep_last = 3   # the newest three, and …
+hourly = 0
+daily = 14
+weekly = 8
+monthly = 12
+yearly = 3
+min_backups = 2 # never fewer Completed or Partial backups of a VM than this
 """
 
 
@@ -140,7 +150,7 @@ def example_toml() -> str:
 
 def short_toml() -> str:
     """The text of a valid configuration with little more than what must be there."""
-    tables = [text for key, text in EXAMPLES.items() if key != "temporal.tls"]
+    tables = [text for key, text in EXAMPLES.items() if "." not in key]
     return "\n".join([_SHORT_HEAD, *tables])
 
 

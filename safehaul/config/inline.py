@@ -46,6 +46,10 @@ def inline_group(settings: Settings, raw: Mapping[str, Any]) -> VmGroup:
         found.append(
             ((*_PLACE, "name"), "is the name of a configured VM group: their backups would be mixed up")
         )
+    if "retention" in given:
+        found.append(
+            ((*_PLACE, "retention"), "is for a configured VM group: backups of one that is given whole stay")
+        )
     group: VmGroup | None = None
     try:
         group = VmGroup.model_validate(given)

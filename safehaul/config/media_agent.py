@@ -59,8 +59,9 @@ class MediaAgent(Section):
     """Where the secret key is. Its identity should be able to read, list and write, but
     [neither delete nor overwrite](object-stores.md#two-identities)."""
     s3_prune_access_key: SecretRef | None = None
-    """The same for an identity that may delete too; goes together with `s3_prune_secret_key`. Only on the machine
-    where `safehaul repo key remove` and `rotate` are run, and only they use it. Not set: they use `s3_access_key`."""
+    """The same for an identity that may delete too; goes together with `s3_prune_secret_key`. Only on the MediaAgent's
+    machine, which prunes with it, and where `safehaul retention release`, `safehaul retention recover` and
+    `safehaul repo key` are run. Not set: they use `s3_access_key`."""
     s3_prune_secret_key: SecretRef | None = None
     """Where its secret key is."""
     s3_ca_file: AbsolutePath | None = None
@@ -68,6 +69,9 @@ class MediaAgent(Section):
     s3_allow_http: bool = False
     """`true`: `s3_endpoint` may be `http://` on another machine than this one. Names, sizes and, in a repository that
     is not encrypted, the backups themselves travel in clear."""
+    prune_at: str = Field(default="11:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
+    """When the repository is [pruned](retention.md) each day, `HH:MM` in UTC, by the Temporal Schedule that
+    `safehaul setup` makes. `""`: never by itself."""
     s3_part_size_bytes: SizeBytes = Field(default=8 * _MIB, ge=5 * _MIB, le=2 * _GIB)
     """What is larger is uploaded to a bucket in parts of this size, for about three times as much memory of each
     stream. Above the repository's pack size every object is one conditional request, as

@@ -13,6 +13,7 @@ from safehaul.config.secrets import SecretRef
 from safehaul.messages.disks import DiskCriteria, DiskSelection
 from safehaul.messages.vm import MAX_HOLD_S, MIN_FREE_BYTES, REMOVAL_HANDOVER_AFTER_S
 from safehaul.patterns import MAX_PATTERN_CHARS
+from safehaul.retention import Retention
 from safehaul.rules import Rule
 
 _MIB = 2**20
@@ -272,6 +273,8 @@ class VmGroup(Section):
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
     """A snapshot's removal that takes longer goes on beside the job, without limit; the VM's stream is free
     again."""
+    retention: Retention = Retention()
+    """How long its backups are kept. Not set: for ever."""
 
     @property
     def disk_selection(self) -> DiskSelection:

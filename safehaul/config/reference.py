@@ -17,10 +17,11 @@ from pydantic.fields import FieldInfo
 
 from safehaul.config import reference_text as texts
 from safehaul.config.fields import SIZE_FACTORS, AbsolutePath, SizeBytes
-from safehaul.config.models import DiskFilter, TemporalSettings, TlsSettings
+from safehaul.config.models import DiskFilter, TemporalSettings, TlsSettings, VmGroup
 from safehaul.config.secrets import SecretRef
 from safehaul.config.settings import Settings
 from safehaul.messages.exports import NAME_PATTERN
+from safehaul.retention import Retention
 from safehaul.rule_kinds import Pattern
 from safehaul.rules import MAX_RULE_DEPTH, RULE_KINDS
 
@@ -31,7 +32,13 @@ _MODEL_WORDS: dict[type[BaseModel], str] = {
     SecretRef: "[secret](#secrets)",
     TlsSettings: "`true`, `false` or [a table](#temporaltls)",
     DiskFilter: "[disk filters](#disk-filters)",
+    Retention: "[a table](#vm_groupsretention)",
 }
+_INNER: dict[type[BaseModel], tuple[str, type[BaseModel]]] = {
+    TemporalSettings: ("tls", TlsSettings),
+    VmGroup: ("retention", Retention),
+}
+"""Tables with a table inside them, which has a heading of its own."""
 _TYPE_WORDS: dict[object, str] = {str: "text", bool: "`true` or `false`", UUID: "UUID"}
 _PLURALS = {"text": "texts", "name": "names"}
 
@@ -74,11 +81,12 @@ def _section(key: str, field: FieldInfo, told: dict[type[BaseModel], str]) -> It
         first = told.setdefault(model, key)
         yield _keys(model) if first == key else f"The keys are those of [`[[{first}]]`](#{first}).\n"
     yield _toml(texts.EXAMPLES[key])
-    if model is TemporalSettings:
-        yield f"### `[{key}.tls]`\n"
-        yield _text_of(TlsSettings) + "\n"
-        yield _keys(TlsSettings)
-        yield _toml(texts.EXAMPLES[f"{key}.tls"])
+    if model in _INNER:
+        name, inner = _INNER[model]
+        yield f"### `[{key}.{name}]`\n"
+        yield _text_of(inner) + "\n"
+        yield _keys(inner)
+        yield _toml(texts.EXAMPLES[f"{key}.{name}"])
 
 
 def _rules() -> str:
@@ -197,7 +205,7 @@ def _default(field: FieldInfo) -> str:
     default = field.default
     if field.is_required():
         return "required"
-    if default in {None, "", ()}:
+    if default in (None, "", (), Retention()):
         return "–"
     if isinstance(default, TlsSettings):
         return f"`{str(default.enabled).lower()}`"

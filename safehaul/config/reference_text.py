@@ -95,6 +95,12 @@ exclude = [{ template = true }, { name = "*-scratch" }]
 quiesce = true
 quiesce_fallback = true
 """,
+    "vm_groups.retention": """\
+[vm_groups.retention] # of the group above it
+daily = 14
+weekly = 8
+monthly = 12
+""",
 }
 """Table → its keys as one writes them. All of them, one after the other, are a valid configuration."""
 

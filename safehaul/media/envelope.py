@@ -60,6 +60,8 @@ class Kind(Enum):
     JOB = b"JOBO"
     FORGOTTEN = b"FRGT"
     VERIFIED = b"VRFD"
+    HOLD = b"HOLD"
+    AUDIT = b"AUDT"
 
 
 VERSION = 1

@@ -7,7 +7,10 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from safehaul.media.manifest import BackupRef, list_backups
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.media.manifest import BackupRef, list_backups, manifest_name, read_manifest
+from safehaul.media.object_store import DeletingStore
+from safehaul.media.outcome import OBJECT, Outcome, backup_of_outcome, complete, read_outcome
 from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
 from safehaul.messages.verify import DamagedBackup, LostPart, VerifyReport
@@ -32,8 +35,12 @@ class Fate(StrEnum):
     FORGOTTEN = "forgotten"
     HELD = "held"
     """A hold forbids it."""
+    REBUILT = "rebuilt"
+    """Its damaged manifest was made again from its session's outcome."""
+    DELETED = "deleted"
+    """Its damaged manifest was deleted: there was nothing that could be kept for its recovery."""
     UNREADABLE = "unreadable"
-    """Its manifest is damaged: there is nothing that could be kept for its recovery."""
+    """Its manifest is of a newer version than this program knows."""
 
 
 class LostBackup(Message):
@@ -79,7 +86,7 @@ class RepairPlan(Message):
     @property
     def remaining(self) -> int:
         """Lost backups that are still in the list."""
-        return sum(item.fate is not Fate.FORGOTTEN for item in self.backups)
+        return sum(item.fate in {Fate.KEPT, Fate.HELD, Fate.UNREADABLE} for item in self.backups)
 
 
 def plan_repair(repository: Repository, report: VerifyReport, packs_listed: int = 0) -> RepairPlan:
@@ -148,11 +155,15 @@ def _cost(repository: Repository, vc_guid: str, lost: list[DamagedBackup]) -> Vm
 
 
 def drop_lost(
-    plan: RepairPlan, forget: Callable[[BackupRef, str], None], is_held: Callable[[BackupRef], bool]
+    plan: RepairPlan,
+    forget: Callable[[BackupRef, str], None],
+    clear: Callable[[BackupRef], Fate],
+    is_held: Callable[[BackupRef], bool],
 ) -> RepairPlan:
-    """Forget every backup of a plan that is not whole; those that are held, or cannot be read at all, stay.
+    """Take every backup of a plan that is not whole out of the list; those that are held stay.
 
-    `forget` takes a backup and the reason; what it raises ends the work, and a second run goes on.
+    `forget` takes a backup and the reason, `clear` one whose manifest cannot be read. What they raise ends the work,
+    and a second run goes on.
     """
     done = []
     for item in plan.backups:
@@ -160,9 +171,47 @@ def drop_lost(
         if is_held(item.ref):
             fate = Fate.HELD
         elif item.problem:
-            fate = Fate.UNREADABLE
+            fate = clear(item.ref)
         else:
             parts = ", ".join(part.part for part in item.parts)
             forget(item.ref, f"repair: {item.bytes_lost} bytes of {parts} are lost")
         done.append(item.model_copy(update={"fate": fate}))
     return plan.model_copy(update={"backups": done})
+
+
+def clear_manifest(repository: Repository, store: DeletingStore, ref: BackupRef) -> Fate:
+    """Deal with a backup whose manifest cannot be read: make it again from the session that wrote it, else delete it.
+
+    `store` is the repository's own, opened by an identity that may delete. Raises PermissionRefusedError.
+    """
+    try:
+        read_manifest(repository, ref)
+    except UnsupportedError:
+        return Fate.UNREADABLE
+    except IntegrityError:
+        outcome = _outcome_of(repository, ref)
+        store.delete(manifest_name(ref))
+        if outcome is None:
+            return Fate.DELETED
+        complete(repository, outcome, str(outcome.manifest.get("session_id", "")))
+        return Fate.REBUILT
+    except NotFoundError:
+        # Somebody else has done it since the plan was made.
+        return Fate.DELETED
+    return Fate.REBUILT
+
+
+def _outcome_of(repository: Repository, ref: BackupRef) -> Outcome | None:
+    """The outcome of the session that became a backup, while a collection has not cleared it."""
+    for found in repository.store.list("sessions/"):
+        prefix, _, last = found.name.rpartition("/")
+        if last != OBJECT:
+            continue
+        try:
+            outcome = read_outcome(repository, f"{prefix}/")
+        except (IntegrityError, UnsupportedError):
+            # Another damaged one: the verification names it.
+            continue
+        if outcome is not None and not outcome.fenced and backup_of_outcome(outcome) == ref:
+            return outcome
+    return None

@@ -52,7 +52,7 @@ def test_the_examples_together_are_a_valid_configuration(tmp_path: Path) -> None
     path.write_text("\n".join(texts.EXAMPLES.values()))
     assert check(path) == []
     assert load(path).vm_group("nightly").quiesce_fallback
-    assert set(texts.EXAMPLES) == {*Settings.model_fields, "temporal.tls"}
+    assert set(texts.EXAMPLES) == {*Settings.model_fields, "temporal.tls", "vm_groups.retention"}
 
 
 def test_the_short_example_is_valid_and_needs_little(tmp_path: Path) -> None:

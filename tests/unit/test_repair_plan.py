@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 
 import pytest
 
-from safehaul.media.manifest import BackupRef, manifest_name, read_manifest
-from safehaul.media.repair_plan import Fate, Healing, drop_lost, plan_repair
+from safehaul.media.audit import entries
+from safehaul.media.forgotten import list_forgotten, recover
+from safehaul.media.holds import place_hold, release_hold
+from safehaul.media.manifest import BackupRef, list_backups, manifest_name, read_manifest
+from safehaul.media.repair_plan import Fate, Healing, clear_manifest, drop_lost, plan_repair
 from safehaul.media.repository import Repository
+from safehaul.media.store import LocalStore, open_deleting_store
 from safehaul.media.verify import verify
-from tests.unit.media_backup import CHUNK, DISK, back_up, flip, new_repository, pack_paths, reopen
+from tests.unit.media_backup import CHUNK, DISK, back_up, flip, new_repository, pack_paths, reopen, restore
 from tests.unit.test_cli import backup, config
 from workers.cli.app import run
 
@@ -68,7 +73,9 @@ def test_a_lost_map_never_heals(repository: Repository, tmp_path: Path) -> None:
     assert [(vm.lost, vm.left, vm.newest_left) for vm in plan.vms] == [(1, 1, second.backup_id)]
 
 
-def test_what_is_held_or_cannot_be_read_is_not_dropped(repository: Repository, tmp_path: Path) -> None:
+def test_what_is_held_stays_and_a_manifest_is_made_again_from_its_session(
+    repository: Repository, tmp_path: Path
+) -> None:
     refs = [
         back_up(repository, f"run-{day}", random.Random(day).randbytes(3 * CHUNK), f"2026010{day}T000000Z")
         for day in (1, 2, 3, 4)
@@ -84,9 +91,19 @@ def test_what_is_held_or_cannot_be_read_is_not_dropped(repository: Repository, t
     def forget(ref: BackupRef, reason: str) -> None:
         forgotten[ref] = reason
 
-    dropped = drop_lost(plan, forget, lambda ref: ref == refs[1])
-    assert [item.fate for item in dropped.backups] == [Fate.FORGOTTEN, Fate.HELD, Fate.UNREADABLE]
-    assert dropped.remaining == 2
+    store = open_deleting_store(repository.store.url)
+    dropped = drop_lost(
+        plan, forget, lambda ref: clear_manifest(repository, store, ref), lambda ref: ref == refs[1]
+    )
+    assert [item.fate for item in dropped.backups] == [Fate.FORGOTTEN, Fate.HELD, Fate.REBUILT]
+    assert dropped.remaining == 1
+    assert restore(repository, refs[2])
+    # A collection has cleared the session since: then nothing is left to make it from.
+    flip(tmp_path / "repository" / manifest_name(refs[2]), 60)
+    for found in list(repository.store.list("sessions/")):
+        store.delete(found.name)
+    assert clear_manifest(repository, store, refs[2]) is Fate.DELETED
+    assert not repository.store.exists(manifest_name(refs[2]))
     assert list(forgotten) == [refs[0]]
     assert "disk Hard disk 1 (key 2000) are lost" in forgotten[refs[0]]
 
@@ -127,3 +144,31 @@ def test_a_damaged_gc_object_is_told_and_nothing_is_listed(
     (gc / "0000000001").write_bytes(b"junk")
     assert run(["--config", str(config), "repo", "repair"]) == 0
     assert "stop PruneRepository, delete the object" in capsys.readouterr().out
+
+
+def test_lost_backups_are_dropped_only_when_it_is_confirmed_and_can_be_recovered(
+    config: Path, backup: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (config.parent / "repository" / "packs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    repair = ["--config", str(config), "repo", "repair"]
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert run([*repair, "--drop-lost"]) == 2
+    assert "confirm it with --yes" in capsys.readouterr().err
+    assert run([*repair, "--yes"]) == 2
+    repository = Repository.open(LocalStore(config.parent / "repository"))
+    ref = BackupRef(*backup.split("/"))
+    place_hold(repository, ref, "me@here", "a lawsuit")
+    assert run([*repair, "--drop-lost", "--yes"]) == 1
+    assert "stays: it is held" in capsys.readouterr().out
+    store = open_deleting_store(repository.store.url)
+    release_hold(store, ref)
+    assert run([*repair, "--drop-lost", "--yes", "--json"]) == 0
+    (dropped,) = json.loads(capsys.readouterr().out)["backups"]
+    assert dropped["fate"] == "forgotten"
+    assert [found.ref for found in list_forgotten(repository)] == [ref]
+    assert list(list_backups(repository)) == []
+    assert [logged.entry.action for logged in entries(repository) if logged.entry] == ["forget"]
+    assert run(repair) == 0
+    assert recover(repository, store, ref).backup_id == ref.backup_id

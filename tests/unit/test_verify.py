@@ -13,10 +13,13 @@ from safehaul.errors import BusyError
 from safehaul.media import verified
 from safehaul.media.collection import PREFIX, Generation, record_damaged
 from safehaul.media.envelope import Kind
+from safehaul.media.forgotten import forget
+from safehaul.media.garbage import CollectOptions, collect
 from safehaul.media.manifest import BackupIndex, index_name, manifest_name, write_index
 from safehaul.media.repair import repair_index
 from safehaul.media.repository import Repository
 from safehaul.media.sessions import open_session
+from safehaul.media.store import open_deleting_store
 from safehaul.media.verified import Findings, put_findings, read_findings
 from safehaul.media.verify import Verification, next_stage, verify
 from safehaul.media.verify_summary import summarise
@@ -354,3 +357,35 @@ def test_a_session_of_another_vm_is_told_by_its_name(plain: Repository) -> None:
     _damage_object(plain, "sessions/s/disk-2000/")
     (found,) = verify(plain).damage
     assert "db 1 (vc.other)" in found.problem
+
+
+def test_a_collection_removes_what_is_left_of_a_healed_pack(repository: Repository, tmp_path: Path) -> None:
+    first = back_up(repository, "run-1", IMAGE)
+    damaged = pack_paths(repository)[0]
+    flip(damaged, 200)
+    verify(repository, full=True, note_damage=True)
+    healing = reopen(tmp_path)
+    back_up(healing, "run-2", IMAGE, "20260102T000000Z")
+    store = open_deleting_store(healing.store.url)
+    for _ in range(4):
+        collect(reopen(tmp_path), store, CollectOptions(grace_s=0, session_lease_s=0))
+    assert not damaged.exists()
+    # In a process that knows nothing of it yet, and in one that has the old lists in its index.
+    for known in (reopen(tmp_path), healing, repository):
+        report = verify(known, full=True)
+        assert report.sound
+        assert report.leftovers == report.damaged_packs == []
+        assert restore(known, first) == IMAGE
+
+
+def test_a_damaged_forgotten_backup_and_outcome_are_named_because_they_stop_collections(
+    plain: Repository,
+) -> None:
+    ref = back_up(plain, "run-1", IMAGE)
+    outcome = "sessions/run-1/outcome"
+    flip(Path(plain.store.url.removeprefix("file://")) / outcome, 50)
+    forget(plain, open_deleting_store(plain.store.url), ref, "old")
+    forgotten = _damage_object(plain, "forgotten/")
+    found = {item.object_name: item.advice for item in verify(plain).damage}
+    assert "no collection can run" in found[forgotten]
+    assert "no collection can run" in found[outcome]

@@ -39,6 +39,14 @@ def test_there_are_histories_of_every_ending() -> None:
         "restore-in-place-cancelled",
         "restore-disk-completed",
         "restore-disk-cancelled",
+        "verify-repository-completed",
+        "verify-repository-damaged",
+        "verify-repository-cancelled",
+        "verify-repository-continued",
+        "verify-repository-continues-as-new",
+        "copy-backups-completed",
+        "copy-backups-incomplete",
+        "copy-backups-cancelled",
     }
 
 

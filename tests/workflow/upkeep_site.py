@@ -56,9 +56,9 @@ rules = [{{ name = "*" }}]
 class UpkeepSite:
     """A configuration of its own, so that its queues are; `vault` and `offsite` are its MediaAgents' names."""
 
-    def __init__(self, home: Path, temporal: str) -> None:
+    def __init__(self, home: Path, temporal: str, mark: str = "") -> None:
         self.home = home
-        mark = uuid.uuid4().hex[:8]
+        mark = mark or uuid.uuid4().hex[:8]
         self.vault, self.offsite = f"vault-{mark}", f"offsite-{mark}"
         self.config = home / "safehaul.toml"
         self.config.write_text(

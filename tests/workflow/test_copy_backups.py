@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 import uuid
@@ -13,6 +14,7 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
+from lab.processes import tool
 from lab.temporal import TemporalServer
 from safehaul.catalog.catalog import Catalog
 from safehaul.media.manifest import BackupRef, list_backups
@@ -77,6 +79,46 @@ async def test_what_is_missing_is_copied_and_listed_under_the_targets_name(
     assert {(row.media_agent, row.backup_id, row.status) for row in rows} == {
         (site.offsite, ref.backup_id, "Partial") for ref in refs
     }
+
+
+async def command(site: UpkeepSite, *words: str) -> tuple[int, str]:
+    """A command's exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        tool("safehaul"),
+        "--config",
+        str(site.config),
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, told.decode()
+
+
+async def test_the_commands_start_a_copy_and_tell_how_it_stands(client: Client, site: UpkeepSite) -> None:
+    backed_up(site, 2)
+    async with site.workers(client, agents=(site.offsite,)):
+        code, told = await command(site, "copy", "start", "nightly", "--wait")
+        assert code == 0, told
+        assert "2 backups copied" in told
+        name = f"copy-{site.vault}-{site.offsite}-nightly"
+        assert f"started {name}" in told
+        code, told = await command(site, "copy", "status")
+        assert (code, name in told) == (0, True), told
+        code, told = await command(site, "copy", "status", name, "--json")
+        assert (code, json.loads(told)["progress"]["report"]["copied"]) == (0, 2), told
+        for path in pack_paths(site.repository()):
+            flip(path, 200)
+        back_up(site.repository(), "run-3", IMAGE, 3)
+        code, told = await command(site, "copy", "start", "--wait", "--json")
+        assert (code, "is damaged" in told) == (1, True), told
+        code, told = await command(site, "copy", "status", f"copy-{site.vault}-{site.offsite}")
+        assert (code, "failed" in told) == (1, True), told
+    code, told = await command(site, "copy", "start", "--from", site.offsite)
+    assert (code, "has no copy_to" in told) == (2, True), told
+    code, told = await command(site, "copy", "start", "--latest-only", "--all")
+    assert (code, "not both" in told) == (2, True), told
 
 
 async def test_a_damaged_backup_fails_the_copy_and_holds_up_no_other(

@@ -238,6 +238,15 @@ UPKEEP = StepPolicy(
     retry=_SOON,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
+# A part of a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep takes, and
+# goes on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
+UPKEEP_PART = StepPolicy(
+    start_to_close=timedelta(hours=24),
+    schedule_to_close=timedelta(hours=72),
+    heartbeat=HEARTBEAT,
+    retry=_PATIENT,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,

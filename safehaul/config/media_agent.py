@@ -45,6 +45,9 @@ class MediaAgent(Section):
     key_file: AbsolutePath | None = None
     """File of at least 32 random bytes that opens the encrypted repository, in place of a passphrase. Who loses all
     passphrases and key files of a repository has lost its backups."""
+    copy_to: str = Field(default="", max_length=200)
+    """Name of another `[[media_agents]]` that keeps a [second copy](keeping.md#a-second-copy) of the backups:
+    `safehaul copy start` needs no more words. Its machine reads this repository, so it needs what opens it."""
     s3_endpoint: str = Field(default="", max_length=2048)
     """`https://host[:port]` of the S3 server that has the bucket. Not set: Amazon's, of `s3_region`."""
     s3_region: str = Field(default="", max_length=64)

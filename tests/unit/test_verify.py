@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from safehaul.errors import BusyError
 from safehaul.media import verified
@@ -23,6 +24,8 @@ from safehaul.media.store import open_deleting_store
 from safehaul.media.verified import Findings, put_findings, read_findings
 from safehaul.media.verify import Verification, next_stage, verify
 from safehaul.media.verify_summary import summarise
+from safehaul.messages.base import Request
+from safehaul.messages.copy import CopyBackupsRequest
 from safehaul.messages.verify import (
     HISTORY_LIMIT,
     Damage,
@@ -389,3 +392,21 @@ def test_a_damaged_forgotten_backup_and_outcome_are_named_because_they_stop_coll
     found = {item.object_name: item.advice for item in verify(plain).damage}
     assert "no collection can run" in found[forgotten]
     assert "no collection can run" in found[outcome]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "deep"}, "mode"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "sample_percent": 9, "sample_bytes": 9}, "not both"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "light", "max_age_days": 9}, "goes with mode"),
+        (CopyBackupsRequest, {"source": "v", "target": "v"}, "the source itself"),
+        (CopyBackupsRequest, {"source": "v", "since": "2026-01-01T00:00:00"}, "time zone"),
+        (CopyBackupsRequest, {"source": "v", "what": 1}, "what"),
+    ],
+)
+def test_what_a_person_gives_wrongly_is_named(
+    kind: type[Request], values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.model_validate(values)

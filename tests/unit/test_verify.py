@@ -14,7 +14,7 @@ from safehaul.errors import BusyError
 from safehaul.media import verified
 from safehaul.media.collection import PREFIX, Generation, record_damaged
 from safehaul.media.envelope import Kind
-from safehaul.media.forgotten import forget
+from safehaul.media.forgotten import forget, purge
 from safehaul.media.garbage import CollectOptions, collect
 from safehaul.media.manifest import BackupIndex, index_name, manifest_name, write_index
 from safehaul.media.repair import repair_index
@@ -238,6 +238,59 @@ def test_a_backup_that_was_forgotten_meanwhile_is_no_damage(plain: Repository) -
     report = verify(plain, heartbeat=forget)
     assert report.sound
     assert report.backups == 1
+
+
+def test_a_backup_that_is_committed_meanwhile_is_no_damage(plain: Repository, tmp_path: Path) -> None:
+    """Another process commits it after the lists were loaded: its chunks are looked for in the new lists."""
+    back_up(plain, "run-1", IMAGE)
+    other = reopen(tmp_path)
+
+    def commit_one(doing: str) -> None:
+        if "trailer" in doing and not other.store.exists("sessions/run-2/open"):
+            back_up(other, "run-2", OTHER, "20260102T000000Z")
+
+    report = verify(reopen(tmp_path), full=True, heartbeat=commit_one)
+    assert report.backups == 2
+    assert report.sound
+
+
+SLOWLY = [pytest.param(every, marks=pytest.mark.slow) for every in (1, 7, 15)]
+
+
+@pytest.mark.parametrize("every", [4, *SLOWLY])
+def test_collections_that_run_all_the_while_are_no_damage(
+    plain: Repository, tmp_path: Path, every: int
+) -> None:
+    """They delete packs that the verification has listed, and copy the needed chunks of others into new ones."""
+    kept = [back_up(plain, "run-1", IMAGE)]
+    mixed = b"".join(
+        (IMAGE if number % 3 else OTHER)[number % 20 * CHUNK : (number % 20 + 1) * CHUNK]
+        for number in range(40)
+    )
+    store = open_deleting_store(plain.store.url)
+    for day, image in enumerate((OTHER + IMAGE, OTHER, mixed), start=2):
+        ref = back_up(plain, f"run-{day}", image, f"2026010{day}T000000Z")
+        if day < 4:
+            forget(plain, store, ref, "old")
+        else:
+            kept.append(ref)
+    purge(plain, store, 0)
+    beats = 0
+    other = reopen(tmp_path)
+
+    def collect_now(_: str) -> None:
+        nonlocal beats
+        beats += 1
+        if beats % every == 0 and beats < 60:
+            collect(other, store, CollectOptions(grace_s=0, session_lease_s=0, repack_below=0.99))
+
+    before = {path.name for path in pack_paths(plain)}
+    report = verify(reopen(tmp_path), full=True, note_damage=True, heartbeat=collect_now)
+    assert report.sound
+    assert report.damaged_packs == []
+    assert before - {path.name for path in pack_paths(plain)}, "something was collected meanwhile"
+    assert [restore(reopen(tmp_path), ref) for ref in kept] == [IMAGE, mixed]
+    assert verify(reopen(tmp_path), full=True).sound
 
 
 def test_what_was_noted_and_healed_is_a_leftover_and_no_alarm(repository: Repository, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from activities.beat import beat, keep_alive
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
-from safehaul.errors import InvalidInputError
+from safehaul.errors import InvalidInputError, NotFoundError
 from safehaul.media.copy_plan import CopySelection, missing_backups
 from safehaul.media.copying import BackupCopier, CopyBeat
 from safehaul.media.manifest import BackupRef, manifest_name, read_index, read_manifest
@@ -86,7 +86,16 @@ class BackupCopies:
             )
 
         beat(CopyStatus(doing="opening", capacity_bytes=item.capacity_bytes))
-        copied = BackupCopier(source, target, source_name=arg.source, progress=told).copy(ref)
+        try:
+            copied = BackupCopier(source, target, source_name=arg.source, progress=told).copy(ref)
+        except NotFoundError:
+            if source.store.exists(manifest_name(ref)):
+                raise
+            # Forgotten since the page was planned: that is no failure.
+            return CopiedBackup(gone=True)
+        if not target.store.exists(manifest_name(ref)):
+            # The target's retention has given it up.
+            return CopiedBackup(already=True)
         keep_alive(CopyStatus(doing="catalogue"))
         manifest, index = read_manifest(target, ref), read_index(target, ref)
         problem = tolerated(lambda: catalog_backup(self._peers.catalog(), manifest, index, arg.target))

@@ -150,8 +150,9 @@ class CopyBackups:
     def _copied(self, copied: CopiedBackup) -> None:
         report = self._progress.report
         changes = {
-            "copied": report.copied + (not copied.already),
+            "copied": report.copied + (not copied.already and not copied.gone),
             "already": report.already + copied.already,
+            "gone": report.gone + copied.gone,
             "bytes_capacity": report.bytes_capacity + copied.bytes_capacity,
             "bytes_read": report.bytes_read + copied.bytes_read,
             "bytes_stored": report.bytes_stored + copied.bytes_stored,

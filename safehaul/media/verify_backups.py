@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
+from safehaul.errors import IntegrityError
 from safehaul.media.codec import HOLE, ID_LENGTH
 from safehaul.media.disk_map import PAGE_CHUNKS, DiskMap, page_name
 from safehaul.media.manifest import (
@@ -78,6 +80,7 @@ class BackupVerifier:
         self._pages: set[str] = set()
         self._suspects: OrderedDict[str, list[_Suspect]] = OrderedDict()
         self._missing: set[bytes] = set()
+        self._fresh = False
 
     def check(self, ref: BackupRef, findings: FindingsBuilder, *, newest: bool) -> None:
         """Check one backup, and tell `findings` what is wrong with it."""
@@ -104,6 +107,7 @@ class BackupVerifier:
             )
             return
         findings.count(backups=1)
+        self._fresh = False
         _Check(self, manifest, findings, newest=newest).run()
 
     def suspects(self, disk_map: DiskMap, number: int, findings: FindingsBuilder) -> list[_Suspect]:
@@ -145,7 +149,11 @@ class BackupVerifier:
         """None: the chunk is sound. Else whether it is lost, and which damaged packs hold it."""
         if chunk_id == HOLE:
             return None
-        packs = tuple(place.pack.pack_id for place in self._repository.index.lookup(chunk_id))
+        packs = self._places(chunk_id)
+        if not self._fresh and all(pack in self._bad for pack in packs):
+            # The backup may be younger than what was loaded of `idx/`, or a collection has copied the chunk since.
+            self._refresh()
+            packs = self._places(chunk_id)
         if any(pack not in self._bad for pack in packs):
             return None
         if not packs and chunk_id not in self._missing:
@@ -153,6 +161,16 @@ class BackupVerifier:
             problem = f"no pack holds chunk {chunk_id.hex()}"
             findings.damage("idx/", problem, _MISSING_ADVICE, chunk_id)
         return not any(self._bad.readable(pack, chunk_id) for pack in packs), packs
+
+    def _places(self, chunk_id: bytes) -> tuple[bytes, ...]:
+        return tuple(place.pack.pack_id for place in self._repository.index.lookup(chunk_id))
+
+    def _refresh(self) -> None:
+        """Load what is new of `idx/`, once for each backup."""
+        self._fresh = True
+        # A damaged object of `gc/` has been named already; the lists are loaded before it is met.
+        with contextlib.suppress(IntegrityError):
+            self._repository.refresh_index()
 
 
 class _Check:

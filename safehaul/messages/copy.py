@@ -83,6 +83,8 @@ class CopiedBackup(Message):
     """Result of `copy_backup`."""
 
     already: bool = False
+    gone: bool = False
+    """The source's retention has given it up since it was planned."""
     bytes_capacity: int = 0
     bytes_read: int = 0
     bytes_stored: int = 0
@@ -106,6 +108,8 @@ class CopyReport(Message):
     copied: int = 0
     already: int = 0
     """Copied by another process meanwhile."""
+    gone: int = 0
+    """Given up by the source's retention meanwhile."""
     failed: int = 0
     bytes_capacity: int = 0
     """Of the disks of the copied backups."""

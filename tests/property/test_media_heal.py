@@ -13,7 +13,7 @@ from safehaul.media.verify import verify
 from tests.property.test_media_repository import chunk_content, reopened, scratch_repository
 from tests.unit.media_backup import CHUNK, DISK, KEY_FILE, back_up, flip, pack_paths, restore
 
-HEALS = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+HEALS = settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 DISKS = st.lists(st.integers(0, 12), min_size=1, max_size=10)
 
 

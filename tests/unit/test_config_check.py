@@ -269,3 +269,18 @@ def test_one_filer_address_may_be_another_filer_in_another_datacentre(
     assert list(found) == ['exports["far"].remote_hosts']
     assert "is in 'nas-1' already" in next(iter(found.values()))
     assert "`datacenter`" in next(iter(found.values()))
+
+
+def test_a_second_copy_goes_to_another_media_agent_and_is_nobodys_default(example: Path) -> None:
+    repository = 'repository = "file:///srv/safehaul/repository"'
+    _edited(example, (repository, f'copy_to = "offsite"\n{repository}'))
+    assert "there is no media agent 'offsite'" in _reasons(example)['media_agents["vault"].copy_to']
+    second = '\n[[media_agents]]\nname = "offsite"\nrepository = "file:///srv/offsite/repository"\n'
+    example.write_text(example.read_text() + second)
+    assert check(example) == []
+    assert load(example).default_media_agent().name == "vault"
+    _edited(example, ('copy_to = "offsite"', ""))
+    with pytest.raises(InvalidInputError, match="vault, offsite"):
+        load(example).default_media_agent()
+    _edited(example, (repository, f'copy_to = "vault"\n{repository}'))
+    assert "name another one" in _reasons(example)['media_agents["vault"].copy_to']

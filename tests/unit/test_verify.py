@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from safehaul.errors import BusyError
 from safehaul.media import verified
 from safehaul.media.collection import PREFIX, Generation, record_damaged
 from safehaul.media.envelope import Kind
-from safehaul.media.forgotten import forget
+from safehaul.media.forgotten import forget, purge
 from safehaul.media.garbage import CollectOptions, collect
 from safehaul.media.manifest import BackupIndex, index_name, manifest_name, write_index
 from safehaul.media.repair import repair_index
@@ -23,6 +24,8 @@ from safehaul.media.store import open_deleting_store
 from safehaul.media.verified import Findings, put_findings, read_findings
 from safehaul.media.verify import Verification, next_stage, verify
 from safehaul.media.verify_summary import summarise
+from safehaul.messages.base import Request
+from safehaul.messages.copy import CopyBackupsRequest
 from safehaul.messages.verify import (
     HISTORY_LIMIT,
     Damage,
@@ -237,6 +240,59 @@ def test_a_backup_that_was_forgotten_meanwhile_is_no_damage(plain: Repository) -
     assert report.backups == 1
 
 
+def test_a_backup_that_is_committed_meanwhile_is_no_damage(plain: Repository, tmp_path: Path) -> None:
+    """Another process commits it after the lists were loaded: its chunks are looked for in the new lists."""
+    back_up(plain, "run-1", IMAGE)
+    other = reopen(tmp_path)
+
+    def commit_one(doing: str) -> None:
+        if "trailer" in doing and not other.store.exists("sessions/run-2/open"):
+            back_up(other, "run-2", OTHER, "20260102T000000Z")
+
+    report = verify(reopen(tmp_path), full=True, heartbeat=commit_one)
+    assert report.backups == 2
+    assert report.sound
+
+
+SLOWLY = [pytest.param(every, marks=pytest.mark.slow) for every in (1, 7, 15)]
+
+
+@pytest.mark.parametrize("every", [4, *SLOWLY])
+def test_collections_that_run_all_the_while_are_no_damage(
+    plain: Repository, tmp_path: Path, every: int
+) -> None:
+    """They delete packs that the verification has listed, and copy the needed chunks of others into new ones."""
+    kept = [back_up(plain, "run-1", IMAGE)]
+    mixed = b"".join(
+        (IMAGE if number % 3 else OTHER)[number % 20 * CHUNK : (number % 20 + 1) * CHUNK]
+        for number in range(40)
+    )
+    store = open_deleting_store(plain.store.url)
+    for day, image in enumerate((OTHER + IMAGE, OTHER, mixed), start=2):
+        ref = back_up(plain, f"run-{day}", image, f"2026010{day}T000000Z")
+        if day < 4:
+            forget(plain, store, ref, "old")
+        else:
+            kept.append(ref)
+    purge(plain, store, 0)
+    beats = 0
+    other = reopen(tmp_path)
+
+    def collect_now(_: str) -> None:
+        nonlocal beats
+        beats += 1
+        if beats % every == 0 and beats < 60:
+            collect(other, store, CollectOptions(grace_s=0, session_lease_s=0, repack_below=0.99))
+
+    before = {path.name for path in pack_paths(plain)}
+    report = verify(reopen(tmp_path), full=True, note_damage=True, heartbeat=collect_now)
+    assert report.sound
+    assert report.damaged_packs == []
+    assert before - {path.name for path in pack_paths(plain)}, "something was collected meanwhile"
+    assert [restore(reopen(tmp_path), ref) for ref in kept] == [IMAGE, mixed]
+    assert verify(reopen(tmp_path), full=True).sound
+
+
 def test_what_was_noted_and_healed_is_a_leftover_and_no_alarm(repository: Repository, tmp_path: Path) -> None:
     first = back_up(repository, "run-1", IMAGE)
     flip(pack_paths(repository)[0], 200)
@@ -389,3 +445,21 @@ def test_a_damaged_forgotten_backup_and_outcome_are_named_because_they_stop_coll
     found = {item.object_name: item.advice for item in verify(plain).damage}
     assert "no collection can run" in found[forgotten]
     assert "no collection can run" in found[outcome]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "deep"}, "mode"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "sample_percent": 9, "sample_bytes": 9}, "not both"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "light", "max_age_days": 9}, "goes with mode"),
+        (CopyBackupsRequest, {"source": "v", "target": "v"}, "the source itself"),
+        (CopyBackupsRequest, {"source": "v", "since": "2026-01-01T00:00:00"}, "time zone"),
+        (CopyBackupsRequest, {"source": "v", "what": 1}, "what"),
+    ],
+)
+def test_what_a_person_gives_wrongly_is_named(
+    kind: type[Request], values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.model_validate(values)

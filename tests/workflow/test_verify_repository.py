@@ -115,10 +115,8 @@ async def test_a_cancel_by_signal_ends_it_as_cancelled(client: Client, site: Upk
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"mode": "deep"}, "mode"),
         ({"media_agent": "no-such"}, "no-such"),
         ({"mode": "full", "sample_percent": 10}, "sample_percent goes with mode sample"),
-        ({"sample_percent": 10, "sample_bytes": 10}, "not both"),
     ],
 )
 async def test_a_wrong_input_fails_at_once(

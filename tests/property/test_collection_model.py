@@ -85,6 +85,8 @@ class World:
             "recover": self.recover,
             "purge": self.purge,
             "collect": self.collect,
+            "drop": self.drop,
+            "cycle": self.cycle,
             "restore": self.restore,
             "days": self.pass_days,
         }
@@ -204,6 +206,18 @@ class World:
         with self.process(hook) as (repository, store):
             collect(repository, store, CollectOptions(session_lease_s=LEASE_S))
 
+    def drop(self, action: Action, hook: Hook) -> None:
+        """A backup is forgotten, and its seven days pass."""
+        self.forget(action, hook)
+        self.clock.now += 7.1 * DAY_S
+
+    def cycle(self, action: Action, hook: Hook) -> None:
+        """All that a prune does to what was forgotten a week ago."""
+        self.purge(action, hook)
+        self.collect(action, hook)
+        self.clock.now += 1.0 * DAY_S
+        self.collect(action, hook)
+
     def restore(self, action: Action, hook: Hook) -> None:
         refs = sorted(self.committed)
         if not refs:
@@ -280,19 +294,22 @@ DISKS = tuple(
     )
 )
 kinds = st.sampled_from(DISKS)
-NAMES = (
-    "backup",
+# Often enough, what a backup counts on was given up, and a prune does all of its work inside that backup.
+MEANS = (
     "backup",
     "write",
     "commit",
     "forget",
+    "drop",
     "recover",
     "purge",
     "collect",
-    "collect",
+    "cycle",
     "restore",
     "days",
 )
+OFTEN = (3, 1, 2, 1, 2, 1, 1, 2, 3, 1, 1)
+NAMES = tuple(name for name, times in zip(MEANS, OFTEN, strict=True) for _ in range(times))
 simple = st.builds(Action, st.sampled_from(NAMES), st.integers(0, 7), kinds, st.just(()))
 crash = st.just(Action("crash", 0))
 inside = st.lists(st.tuples(st.integers(1, 60), simple | crash), max_size=3).map(tuple)

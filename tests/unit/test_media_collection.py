@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from safehaul.errors import IntegrityError, NotFoundError, StaleLeaseError
-from safehaul.media.collection import read_generations
+from safehaul.media.collection import Generation, put_generation, read_generations
 from safehaul.media.forgotten import RECOVERABLE_S, forget, list_forgotten, purge, recover
 from safehaul.media.garbage import CollectOptions, CollectReport, collect
 from safehaul.media.manifest import BackupRef, list_backups, read_manifest
-from safehaul.media.outcome import read_outcome
+from safehaul.media.outcome import fence, read_outcome
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
 from safehaul.media.sessions import find_session
@@ -214,6 +214,35 @@ def test_a_commit_copies_what_was_condemned_after_its_look(site: Site) -> None:
         site.collect(quick)
     assert restore(site.open(), ref) == image(1)
     assert verify(site.open(), full=True).sound
+
+
+def test_what_was_released_is_not_deleted_by_the_older_condemnation(site: Site) -> None:
+    """A session that was opened after the release counts on it, and only the newer condemnation observes it."""
+    quick = CollectOptions(grace_s=0)
+    first = back_up(site.open(), "run-1", image(1))
+    session = new_session(site.open(), "run-2", "20260102T000000Z")
+    with DiskWriter(session, DISK, len(image(1))) as writer:
+        writer.write(image(1)[: 5 * CHUNK], 0)
+        forget(site.open(), site.store(), first, "now")
+        purge(site.open(), site.store(), older_than_s=0)
+        assert site.collect(quick).packs_condemned
+        writer.write(image(1)[5 * CHUNK :], 5 * CHUNK)
+        writer.finish()
+    released = site.collect(quick)
+    assert released.packs_waiting
+    fence(session, "the test ends it")
+    # The condemned packs are needed by no backup; another collector still thinks so of its own look, and releases them.
+    packs = [bytes.fromhex(path.name).hex() for path in pack_paths(site.open())]
+    put_generation(site.open(), Generation(released=packs))
+    counting = new_session(site.open(), "run-3", "20260103T000000Z")
+    with DiskWriter(counting, DISK, len(image(1))) as writer:
+        writer.write(image(1), 0)
+        put_generation(site.open(), Generation(condemned=packs))
+        site.collect(quick)
+        writer.finish()
+    verify_session(counting)
+    ref = commit(counting, contents(image(1)))
+    assert restore(site.open(), ref) == image(1)
 
 
 def test_a_dead_session_is_fenced_and_its_packs_go(site: Site) -> None:

@@ -98,7 +98,7 @@ class UpkeepPrune:
         """Forget what the plan says; returns what was forgotten. What cannot be is a problem, and stays."""
         done: list[Decision] = []
         for some in _batches([item for item in vm.decisions if not item.keep]):
-            reasons = {item.backup.backup_id: str(item) for item in some}
+            reasons = {item.backup.backup_id: item.why for item in some}
             audit.append(repository, Action.FORGET, vm.vc_guid, {"vm": vm.vm_name, "backups": reasons})
             for item in some:
                 pulse()
@@ -107,7 +107,7 @@ class UpkeepPrune:
                     problems.append(f"backup {ref.vc_guid}/{ref.backup_id} was kept: somebody holds it now")
                     continue
                 try:
-                    forgotten.forget(repository, store, ref, str(item))
+                    forgotten.forget(repository, store, ref, item.why)
                 except NotFoundError:
                     continue  # another run has forgotten and purged it
                 except IntegrityError as error:
@@ -223,7 +223,7 @@ def _told(vm: VmPlan, doomed: list[Decision], problems: list[str]) -> ForgetPage
         vc_guid=vm.vc_guid,
         vm_name=vm.vm_name,
         forgotten=[
-            ForgottenItem(backup_id=item.backup.backup_id, reason=str(item))
+            ForgottenItem(backup_id=item.backup.backup_id, reason=item.why)
             for item in doomed[:MAX_BACKUPS_TOLD]
         ],
         forgotten_count=len(doomed),

@@ -111,9 +111,14 @@ class Decision(NamedTuple):
     keep: bool
     reasons: tuple[Reason, ...]
 
+    @property
+    def why(self) -> str:
+        """`daily 2026-11-25, legal hold`."""
+        return ", ".join(map(str, self.reasons))
+
     def __str__(self) -> str:
         """`kept: daily 2026-11-25, legal hold`, or `forgotten: …`."""
-        return f"{'kept' if self.keep else 'forgotten'}: {', '.join(map(str, self.reasons))}"
+        return f"{'kept' if self.keep else 'forgotten'}: {self.why}"
 
 
 def plan(

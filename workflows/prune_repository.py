@@ -159,7 +159,9 @@ def details(report: PruneReport, stage: str, rejected: Sequence[str]) -> str:
         lines += ["", *table(["VM", "forgotten>", "kept>", "kept for"], shown)]
         if len(rows) > len(shown):
             lines += ["", f"… and {len(rows) - len(shown)} more VMs"]
-    problems = [*forgetting.problems, *purging.problems, *rejected]
+    lost = collection.numbers.get("chunks_lost", 0)
+    damage = [f"{lost} chunks that backups need are in no pack: safehaul repo verify"] if lost else []
+    problems = [*damage, *forgetting.problems, *purging.problems, *rejected]
     if problems:
         lines += ["", "Problems:", "", *(f"- {cell(item)}" for item in problems[:MAX_PROBLEMS_SHOWN])]
     return bounded(lines)

@@ -15,7 +15,10 @@ from activities.restore_desk import RestoreDesk
 from activities.upkeep_prune import UpkeepPrune
 from safehaul.errors import RepositoryFullError
 from safehaul.media import audit
-from safehaul.media.manifest import BackupRef
+from safehaul.media.canonical import canonical_json
+from safehaul.media.envelope import Kind
+from safehaul.media.forgotten import Forgotten
+from safehaul.media.manifest import BackupRef, forgotten_name, read_manifest
 from safehaul.messages.prune import PruneStep
 from safehaul.messages.restore import OpenRestoreInput, RestoreVmRequest
 from tests.unit.retained_site import add_backup, committed, listed, make_site
@@ -129,6 +132,16 @@ def test_a_forgotten_backup_can_be_held_and_the_command_says_what_next(site: Sit
     assert "is not among the forgotten ones" in cli.text(
         "retention", "hold", "vc.vm/20200101T000000Z-0000000000000000", "--reason", "x", code=1
     )
+
+
+def test_what_describes_another_backup_is_not_recovered(site: Site, cli: _Cli) -> None:
+    """Goal: an unreadable manifest, which would stop every collection, is not made of what a thief put there."""
+    _, peers, refs = site
+    repository, invented = peers.repository("vault"), BackupRef("vc.vm", "20200101T000000Z-0000000000000000")
+    content = Forgotten(forgotten="20200101T000000Z", reason="x", manifest=read_manifest(repository, refs[0]))
+    repository.put(Kind.FORGOTTEN, forgotten_name(invented), canonical_json(content.model_dump()))
+    assert "describes backup" in cli.text("retention", "recover", _name(invented), code=1)
+    assert invented.backup_id not in committed(repository)
 
 
 def test_the_log_has_what_was_done_and_by_whom(site: Site, cli: _Cli, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_what_no_rule_keeps_is_forgotten_and_recorded(peers: Peers, repository: 
     (vm,) = page.told
     assert vm.vm_name == "name of vc.vm"
     assert {item.backup_id for item in vm.forgotten} == {ref.backup_id for ref in refs[3:]}
-    assert {item.reason for item in vm.forgotten} == {"forgotten: no rule keeps it"}
+    assert {item.reason for item in vm.forgotten} == {"no rule keeps it"}
     assert vm.kept_for == {"daily": 3, "last Completed backup": 1, "minimum": 1}
     entry = next(item.entry for item in audit.entries(repository))
     assert entry is not None

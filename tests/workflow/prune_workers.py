@@ -62,7 +62,7 @@ class TrivialPrune:
         vm = VmPruned(
             vc_guid=f"vc.{number}",
             vm_name=f"web {number}",
-            forgotten=[ForgottenItem(backup_id="b1", reason="forgotten: no rule keeps it")],
+            forgotten=[ForgottenItem(backup_id="b1", reason="no rule keeps it")],
             forgotten_count=1,
             kept_count=3,
             kept_for={"daily": 3},

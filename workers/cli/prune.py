@@ -23,6 +23,7 @@ from workers.cli.times import SINCE_HELP, parse_since
 from workflows.policies import COMMSERVE_QUEUE, prune_id
 
 PRUNE_TYPE = "PruneRepository"
+MAX_DETAIL_CHARS = 200
 
 
 def prune(
@@ -163,10 +164,14 @@ def show_report(report: PruneReport) -> None:
         f"{purging.purged} purged, {purging.recovered} brought back because they are held, "
         f"{purging.waiting} can be recovered"
     )
-    numbers = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in collection.numbers.items() if value
-    )
-    say(f"{size(collection.freed_bytes)} {would}freed{f' ({numbers})' if numbers else ''}")
+    numbers = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in collection.numbers.items()
+        if value and name.startswith(("packs_", "pages_", "sessions_fenced", "lists_"))
+    ]
+    say(f"{size(collection.freed_bytes)} {would}freed{_in_brackets(numbers)}")
+    if lost := collection.numbers.get("chunks_lost"):
+        say(f"{lost} chunks that backups need are in no pack: `safehaul repo verify` names the backups")
     for problem in [*forgetting.problems, *purging.problems]:
         say(safe(problem))
 
@@ -179,6 +184,16 @@ def _logged_as_json(item: Logged) -> dict[str, Any]:
 def _row(item: Logged) -> tuple[str, str, str, str, str]:
     if item.entry is None:
         return "?", "?", "?", item.name, item.problem
-    details = "; ".join(f"{key}: {value}" for key, value in item.entry.details.items() if value)
-    told = "; ".join(part for part in (item.problem, details) if part)
+    details = [f"{key}: {_short(value)}" for key, value in item.entry.details.items() if value]
+    told = "; ".join(part for part in (item.problem, *details) if part)
     return item.entry.time, item.entry.actor, item.entry.action, item.entry.object_name, told
+
+
+def _short(value: Any) -> str:
+    """A detail in one line; `--json` has it whole."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)
+    return text if len(text) <= MAX_DETAIL_CHARS else f"{text[:MAX_DETAIL_CHARS]} …"
+
+
+def _in_brackets(items: list[str]) -> str:
+    return f" ({', '.join(items)})" if items else ""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.census import Census, CountedPack, PackState
 from safehaul.media.chunk_copier import ChunkCopier
 from safehaul.media.collection import (
@@ -183,7 +183,7 @@ class _Collection:
             self._heartbeat(f"reading {info.name}")
             try:
                 listings = decode_locations(self._repository.get(Kind.LOCATIONS, info.name), info.name)
-            except (IntegrityError, NotFoundError):
+            except (IntegrityError, UnsupportedError, NotFoundError):
                 # Damaged, or merged by another collection: the trailers say the same.
                 continue
             for listing in listings:

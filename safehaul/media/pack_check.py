@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import (
     FRAME,
@@ -74,7 +74,8 @@ class PackChecker:
                     self._check_frame(window, entry.offset - entries[0].offset, entry, findings)
             if hasher.digest() != contents.body_digest:
                 problem = f"pack {name} is damaged: its body digest does not agree"
-        except IntegrityError as error:
+        except (IntegrityError, UnsupportedError) as error:
+            # Another version: a newer safehaul's, or a byte that changed. Not to be relied on, either way.
             problem = str(error)
         return PackFindings(pack, contents.entries, findings.damaged_chunks, problem)
 

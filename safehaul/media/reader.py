@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError, InvalidInputError, NotFoundError
+from safehaul.errors import IntegrityError, InvalidInputError, NotFoundError, UnsupportedError
 from safehaul.media.chunk_index import ChunkLocation
 from safehaul.media.codec import HOLE, Decompressor
 from safehaul.media.disk_map import DiskMap
@@ -62,7 +62,7 @@ class BackupReader:
         """Load the `idx/` objects that the manifest names; when one is gone or damaged, all there are."""
         try:
             self._repository.load_index(self.manifest.idx)
-        except (NotFoundError, IntegrityError):
+        except (NotFoundError, IntegrityError, UnsupportedError):
             # The list is a hint: others, or a repaired index, may name the same chunks.
             self._load_all()
 

@@ -229,7 +229,7 @@ class Repository:
                 continue
             # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
             # A verification reports it, and `repair_index` makes its content again from the packs.
-            with contextlib.suppress(IntegrityError):
+            with contextlib.suppress(IntegrityError, UnsupportedError):
                 try:
                     self._load_locations(info.name)
                 except NotFoundError:

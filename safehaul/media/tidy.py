@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.collection import NumberedGeneration, read_condemnations, read_generations
 from safehaul.media.envelope import Kind
 from safehaul.media.locations import BATCH_CHUNKS, PackListing, decode_locations
@@ -35,7 +35,7 @@ def merge_lists(repository: Repository, store: DeletingStore, heartbeat: Callabl
         heartbeat(f"reading {name}")
         try:
             listings = decode_locations(repository.get(Kind.LOCATIONS, name), name)
-        except (IntegrityError, NotFoundError):
+        except (IntegrityError, UnsupportedError, NotFoundError):
             # A damaged list is a verification's to name; one that vanished was merged by another collection.
             continue
         kept = [

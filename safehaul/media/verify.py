@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.collection import record_damaged
 from safehaul.media.envelope import Kind
 from safehaul.media.forgotten import list_forgotten, read_forgotten
@@ -54,10 +54,7 @@ _GC_ADVICE = (
     "no backup can begin or be committed until it is gone: stop PruneRepository, delete the object with an identity "
     "that may delete, then run `safehaul repo verify --full --note-damage`"
 )
-_FORGOTTEN_ADVICE = (
-    "no collection can run until it is gone, and this backup cannot be recovered: delete the object with an identity "
-    "that may delete"
-)
+_FORGOTTEN_ADVICE = "this backup cannot be recovered; a prune deletes the object when its time has come"
 _IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
 
 
@@ -95,7 +92,7 @@ class Verification:
         self._noted = read_noted(repository)
         try:
             repository.refresh_index()
-        except IntegrityError:
+        except (IntegrityError, UnsupportedError):
             # A damaged object of `gc/`: the lists stage names it. The lists of chunks have been loaded before it.
             if not self._noted.broken:
                 raise

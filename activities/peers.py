@@ -27,8 +27,9 @@ PeerT = TypeVar("PeerT")
 class Peers:
     """Opened when first used, shared by the process's steps, closed at its end. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, upgrade_catalog: bool = False) -> None:
         self.settings = settings
+        self._upgrade_catalog = upgrade_catalog
         self._lock = threading.Lock()
         self._catalog_lock = threading.Lock()
         self._vcenters: dict[str, VCenter] = {}
@@ -52,7 +53,7 @@ class Peers:
         """The catalogue. Under a lock of its own: a database that does not answer holds nothing else up."""
         with self._catalog_lock:
             if "" not in self._catalogs:
-                self._catalogs[""] = Catalog(self.settings.catalog_url())
+                self._catalogs[""] = Catalog(self.settings.catalog_url(), upgrade=self._upgrade_catalog)
             return self._catalogs[""]
 
     def open_export(self, volume: NasVolume, *, writable: bool = False) -> NasExport:

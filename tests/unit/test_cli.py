@@ -278,6 +278,7 @@ def test_the_catalogue_is_rebuilt_from_the_repository(
     assert run(["--config", str(config), "catalog", "rebuild", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "backups": {"vault": 1},
+        "removed": {"vault": 0},
         "jobs": {"vault": 0},
         "unread": [],
     }

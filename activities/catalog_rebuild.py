@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby, islice
-from typing import TypeVar
+from itertools import groupby
 
 from activities.catalog_rows import JobRows, backup_row, job_row, job_vm_rows, parse_report, read_reports
 from safehaul.catalog.catalog import Catalog
@@ -16,14 +14,12 @@ from safehaul.errors import NotFoundError, SafehaulError, TransientError
 from safehaul.media.jobs import get_report, list_jobs
 from safehaul.media.manifest import BackupRef, list_backups, read_index, read_manifest
 from safehaul.media.repository import Repository
+from safehaul.read_ahead import read_ahead
 
 READERS = 8
 """Objects that are read at once: a bucket answers each after tens of milliseconds, and a backup has two."""
 _BACKUPS_AHEAD = 64
 _JOBS_AHEAD = 8  # the report of one may hold 10,000 VMs
-
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass
@@ -51,7 +47,7 @@ def rebuild(
     done = Rebuilt()
     seen: set[str] = set()
     with ThreadPoolExecutor(READERS, thread_name_prefix="rebuild") as pool:
-        ahead = _ahead(
+        ahead = read_ahead(
             pool, lambda ref: _read(repository, ref, media_agent), list_backups(repository), _BACKUPS_AHEAD
         )
         for vc_guid, of_vm in groupby(ahead, key=lambda pair: pair[0].vc_guid):
@@ -60,7 +56,7 @@ def rebuild(
             progress(f"{media_agent}: {done.backups} backups of {len(seen)} VMs")
         for vc_guid in sorted(catalog.known_vms(media_agent) - seen):
             _rebuild_vm(catalog, repository, media_agent, vc_guid, (), done)
-        for folder, job in _ahead(
+        for folder, job in read_ahead(
             pool, lambda folder: _read_job(repository, folder), list_jobs(repository), _JOBS_AHEAD
         ):
             if isinstance(job, JobRows):
@@ -118,21 +114,3 @@ def _read_job(repository: Repository, folder: str) -> JobRows | SafehaulError | 
         raise
     except SafehaulError as error:  # one damaged report must not hide the others
         return error
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[ItemT], ResultT], items: Iterable[ItemT], limit: int
-) -> Iterator[tuple[ItemT, ResultT]]:
-    """Results in the order of the items, `limit` of them under way at most."""
-    waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
-    source = iter(items)
-    try:
-        while True:
-            waiting.extend((item, pool.submit(work, item)) for item in islice(source, limit - len(waiting)))
-            if not waiting:
-                return
-            item, future = waiting.popleft()
-            yield item, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()

@@ -46,7 +46,9 @@ class Peers:
         return self._once(
             self._repositories,
             media_agent,
-            lambda: open_repository(self.settings.media_agent(media_agent)),
+            lambda: open_repository(
+                self.settings.media_agent(media_agent), cache_dir=self.settings.cache_dir
+            ),
         )
 
     def catalog(self) -> Catalog:
@@ -71,6 +73,8 @@ class Peers:
             for vcenter in self._vcenters.values():
                 vcenter.close()
             self._vcenters.clear()
+            for repository in self._repositories.values():
+                repository.close()
             self._repositories.clear()
         with self._catalog_lock:
             for catalog in self._catalogs.values():

@@ -112,7 +112,7 @@ class Catalog:
                 query = query.where(BackupRecord.job_id == job_id)
             if status is not None:
                 query = query.where(BackupRecord.status == status)
-            return [statements.backup_row(item) for item in session.scalars(query.limit(limit))]
+            return statements.backup_rows(session, session.scalars(query.limit(limit)).all())
 
     def find_backup(self, vc_guid: str, backup_id: str) -> BackupRow | None:
         """One backup, or None."""
@@ -120,8 +120,8 @@ class Catalog:
             BackupRecord.vc_guid == vc_guid, BackupRecord.backup_id == backup_id
         )
         with self._database.reading() as session:
-            found = session.scalars(query.order_by(BackupRecord.media_agent).limit(1)).first()
-            return statements.backup_row(found) if found is not None else None
+            found = session.scalars(query.order_by(BackupRecord.media_agent).limit(1)).all()
+            return next(iter(statements.backup_rows(session, found)), None)
 
     def find_vms(self, search: str = "", limit: int = 1000) -> list[VmRow]:
         """VMs that have backups, by name: those with `search` in it, in upper or lower case."""
@@ -188,8 +188,10 @@ class Catalog:
             BackupRecord.media_agent, BackupRecord.vc_guid, BackupRecord.backup_id
         )
         with self._database.reading() as session:
-            for item in session.scalars(query.execution_options(yield_per=BATCH_ROWS)):
-                yield statements.backup_row(item).model_dump(mode="json")
+            found = session.scalars(query.execution_options(yield_per=BATCH_ROWS))
+            for batch in found.partitions():
+                for row in statements.backup_rows(session, batch):
+                    yield row.model_dump(mode="json")
 
 
 def _batched(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:

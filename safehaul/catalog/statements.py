@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, exists, func, or_, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,9 @@ from safehaul.catalog.tables import BackupRecord, Base, DiskRecord, JobRecord, J
 _PLACE = tuple_(
     BackupRecord.committed, BackupRecord.backup_id, BackupRecord.vc_guid, BackupRecord.media_agent
 )
+_DISKS = Base.metadata.tables[DiskRecord.__tablename__]
+_DISKS_OF = 200
+"""Backups whose disks are asked for at once."""
 _ORDER = [column.desc() for column in _PLACE.clauses]
 
 
@@ -107,10 +110,13 @@ def write_backups(session: Session, backups: Iterable[BackupRow]) -> None:
         keep=True,
     )
     upsert(session, BackupRecord, [_backup_values(item) for item in ordered])
-    session.execute(
-        delete(DiskRecord).where(
-            tuple_(DiskRecord.vc_guid, DiskRecord.backup_id, DiskRecord.media_agent).in_(sorted(rows))
-        )
+    session.connection().execute(
+        delete(_DISKS).where(
+            _DISKS.c.vc_guid == bindparam("guid"),
+            _DISKS.c.backup_id == bindparam("id"),
+            _DISKS.c.media_agent == bindparam("agent"),
+        ),
+        [dict(zip(("guid", "id", "agent"), key, strict=True)) for key in sorted(rows)],
     )
     upsert(session, DiskRecord, [disk for item in ordered for disk in _disk_values(item)])
 
@@ -152,11 +158,29 @@ def _disk_values(backup: BackupRow) -> list[dict[str, Any]]:
     return [{**place, **disk.model_dump()} for disk in disks.values()]
 
 
-def backup_row(record: BackupRecord) -> BackupRow:
-    """A backup as callers get it."""
-    values = columns(record)
-    values["warnings"] = json.loads(record.warnings)
-    return BackupRow(**values, disks=[DiskRow(**columns(disk)) for disk in record.disks])
+def backup_rows(session: Session, records: Sequence[BackupRecord]) -> list[BackupRow]:
+    """Backups as callers get them, with their disks."""
+    disks: dict[tuple[str, str, str], list[DiskRow]] = {}
+    for begin in range(0, len(records), _DISKS_OF):
+        # SQLite looks through the whole table for `(a, b, c) IN (…)`, and takes the key for each part of an OR.
+        wanted = or_(*(_disks_of(record) for record in records[begin : begin + _DISKS_OF]))
+        for disk in session.scalars(select(DiskRecord).where(wanted)):
+            place = (disk.vc_guid, disk.backup_id, disk.media_agent)
+            disks.setdefault(place, []).append(DiskRow(**columns(disk)))
+    rows = []
+    for record in records:
+        found = disks.get((record.vc_guid, record.backup_id, record.media_agent), [])
+        values = columns(record) | {"warnings": json.loads(record.warnings)}
+        rows.append(BackupRow(**values, disks=sorted(found, key=lambda disk: disk.key)))
+    return rows
+
+
+def _disks_of(record: BackupRecord) -> ColumnElement[bool]:
+    return and_(
+        DiskRecord.vc_guid == record.vc_guid,
+        DiskRecord.backup_id == record.backup_id,
+        DiskRecord.media_agent == record.media_agent,
+    )
 
 
 def columns(record: Base, *, but: str = "") -> dict[str, Any]:

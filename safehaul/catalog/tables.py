@@ -6,7 +6,7 @@ Texts are compared byte by byte on every database (PostgreSQL's own collation wo
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, String, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 
@@ -65,7 +65,6 @@ class BackupRecord(Base):
     stored_bytes: Mapped[int]
     warnings: Mapped[str]
     """JSON list of texts."""
-    disks: Mapped[list[DiskRecord]] = relationship(order_by="DiskRecord.key", lazy="selectin", viewonly=True)
 
     __table_args__ = (
         Index("backups_by_time", "committed"),

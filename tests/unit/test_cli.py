@@ -22,6 +22,7 @@ from workers.cli.output import plain, safe, size
 
 CONFIG = """
 installation_id = "{installation}"
+cache_dir = "{home}/cache"
 [temporal]
 address = "127.0.0.1:1"
 [catalog]

@@ -31,14 +31,14 @@ async def serve(settings: Settings) -> None:
     await ensure_search_attributes(client)
     peers = Peers(settings, upgrade_catalog=True)
     try:
-        await asyncio.to_thread(_open_catalog, peers)
+        await asyncio.to_thread(open_catalog, peers)
         with ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix="commserve") as threads:
             await run_until_stopped([worker(client, peers, threads)], "commserve")
     finally:
         peers.close()
 
 
-def _open_catalog(peers: Peers) -> None:
+def open_catalog(peers: Peers) -> None:
     """Bring the catalogue's schema to this version's."""
     try:
         peers.catalog()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from temporalio.worker import Worker
@@ -20,6 +21,7 @@ async def serve(settings: Settings, name: str) -> None:
     role = f"media-agent.{name}"
     peers = Peers(settings)
     peers.repository(name)
+    await asyncio.to_thread(peers.load_indexes, [name])
     client = await connect(settings, role)
     steps = MediaAgentIndexing(peers)
     try:

@@ -168,6 +168,8 @@ class ChunkIndex:
                 database.executescript(_STAGE)
                 staged = _stage(database, lists, limit)
                 _merge(database, staged.lists)
+                if self._path is not None:
+                    index_file.trim_log(database, self._path)
             finally:
                 # When the connection itself is broken, there is nothing to detach any more.
                 with suppress(sqlite3.Error):

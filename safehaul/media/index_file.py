@@ -17,6 +17,7 @@ _OWNER = "CREATE TABLE owner (repository TEXT NOT NULL)"
 _WAIT_S = 120.0
 """For another process that puts many entries in."""
 _WAL_LIMIT_BYTES = 64 << 20
+"""SQLite uses a log again from its beginning, and never makes it smaller by itself."""
 
 
 def open_kept(path: Path, repository_id: str, schema: str) -> sqlite3.Connection:
@@ -49,13 +50,18 @@ def discard(path: Path) -> None:
         _remove(path)
 
 
+def trim_log(database: sqlite3.Connection, path: Path) -> None:
+    """Put what a large load has left in the log into the file; a small rest stays where it is."""
+    if path.with_name(f"{path.name}-wal").stat().st_size > _WAL_LIMIT_BYTES:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=_WAIT_S, check_same_thread=False, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode = WAL")
         # Losing the last entries costs a reload, a half-written page would be wrong: hence WAL, and few syncs.
         database.execute("PRAGMA synchronous = NORMAL")
-        database.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     except sqlite3.Error:
         database.close()
         raise

@@ -242,6 +242,18 @@ def test_a_file_of_mostly_forgotten_entries_is_made_again(path: Path) -> None:
     assert ChunkIndex(path, REPOSITORY).loaded() == set()
 
 
+def test_a_large_load_leaves_no_large_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ChunkIndex(path, REPOSITORY)
+    index.add("idx/a", [pack(1, range(500))])
+    log = path.with_name("x.index-wal")
+    assert log.stat().st_size > 0
+    monkeypatch.setattr("safehaul.media.index_file._WAL_LIMIT_BYTES", 0)
+    index.add("idx/b", [pack(2, range(500, 510))])
+    assert log.stat().st_size == 0
+    assert places(index, 505) == [(2, 564, "idx/b")]
+    index.close()
+
+
 def test_a_place_where_no_file_can_be_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):

@@ -115,8 +115,10 @@ class Database:
             if "locked" in str(error.orig):
                 return BusyError(f"{what}; another process holds it for long")
             return ConfigError(f"{what}; see [catalog] url")
-        if isinstance(error, OperationalError) and not self._refused(error):
+        if self._unanswered(error):
             return ConnectionLostError(f"{what}; does its server run? See [catalog] url")
+        if isinstance(error, OperationalError) and not self._refused(error):
+            return BusyError(f"{what}; another process upgrades it, or holds it for long")
         return ConfigError(
             f"{what}; see [catalog] url and password, and docs/catalogue.md for what the server needs"
         )

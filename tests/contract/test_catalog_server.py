@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from lab.processes import free_port
-from safehaul.catalog import database
+from safehaul.catalog import database, schema
 from safehaul.catalog.catalog import Catalog
 from safehaul.errors import BusyError, ConnectionLostError
 from tests.contract import postgresql
@@ -60,3 +60,18 @@ def test_a_table_that_stays_locked_is_worth_another_try(
     catalog.record_backup(backup(1))
     assert catalog.list_backups() == [backup(1)]
     catalog.close()
+
+
+def test_an_upgrade_that_another_process_is_at_is_worth_another_try(
+    postgresql_server: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.1)
+    url = postgresql_server.database()
+    with psycopg.connect(url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", (schema._LOCK_KEY,))
+        with pytest.raises(
+            BusyError, match=r"cannot be opened: .*lock timeout.* another process upgrades it"
+        ):
+            Catalog(url)
+        holder.rollback()
+    Catalog(url).close()

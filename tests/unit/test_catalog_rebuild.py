@@ -201,6 +201,24 @@ def test_a_long_list_goes_on_page_by_page(filled: list[str], capsys: pytest.Capt
     assert "no such backup" in capsys.readouterr().err
 
 
+def test_a_page_does_not_end_between_two_copies_of_a_backup(
+    filled: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = Catalog(f"sqlite:///{Path(filled[1]).parent}/catalog.db")
+    catalog.record_backups(row(number, media_agent=agent) for number in (11, 12) for agent in ("b", "a", "z"))
+    catalog.close()
+    found: list[str] = []
+    after: list[str] = []
+    while True:
+        assert run([*filled, "backups", "list", "--limit", "2", "--json", *after]) == 0
+        page = _json(capsys)
+        if not page:
+            break
+        found += [f"{item['media_agent']} {item['committed']}" for item in page]
+        after = ["--after", f"{page[-1]['vc_guid']}/{page[-1]['backup_id']}"]
+    assert len(found) == len(set(found)) == 19
+
+
 def test_backups_are_searched_and_bounded_in_time(
     filled: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -31,6 +32,8 @@ from workers.cli.repo import Agent, open_repository
 from workers.cli.times import SINCE_HELP, UNTIL_HELP, parse_since
 
 app = typer.Typer(no_args_is_help=True)
+MAX_COPIES = 16
+"""Of one backup, with as many MediaAgents."""
 
 
 class BackupStatus(StrEnum):
@@ -75,16 +78,22 @@ def list_(
     begun, ended = parse_since(since), parse_since(until, option="--until")
     catalog = Catalog(of(context).settings().catalog_url())
     try:
-        rows = catalog.list_backups(
+        ask = partial(
+            catalog.list_backups,
             vm=vm,
             search=search,
             vm_group=group,
             status=status.capitalize() if status else None,
             since=begun,
             until=ended,
-            after=_place(catalog, after),
-            limit=limit,
         )
+        rows = ask(after=_place(catalog, after), limit=limit)
+        if len(rows) == limit:
+            # An id means all copies of a backup: a page does not end between them.
+            more = ask(after=rows[-1].place, limit=MAX_COPIES)
+            rows += [
+                row for row in more if (row.vc_guid, row.backup_id) == (rows[-1].vc_guid, rows[-1].backup_id)
+            ]
     finally:
         catalog.close()
     if as_json:
@@ -119,13 +128,13 @@ def _show_list(rows: Sequence[BackupRow], limit: int) -> None:
             for row in rows
         ],
     )
-    if len(rows) == limit:
+    if len(rows) >= limit:
         last = safe(f"{rows[-1].vc_guid}/{rows[-1].backup_id}")
         say(f"there may be more: --after {last}")
 
 
 def _place(catalog: Catalog, after: str | None) -> BackupPlace | None:
-    """Where a list goes on. Raises InvalidInputError."""
+    """Where a list goes on: after the last copy of a backup. Raises InvalidInputError."""
     if after is None:
         return None
     vc_guid, _, backup_id = after.rpartition("/")

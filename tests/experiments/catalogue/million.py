@@ -197,7 +197,7 @@ def _insert(engine: Engine, table: Table, rows: Iterator[dict[str, Any]]) -> Non
                     copy.write_row([row[name] for name in names])
         else:
             cursor.execute("PRAGMA synchronous = OFF")
-            cursor.execute("PRAGMA cache_size = -1000000")
+            cursor.execute("PRAGMA cache_size = -400000")
             cursor.execute("BEGIN IMMEDIATE")
             holders = ", ".join("?" * len(names))
             quoted = ", ".join(f'"{name}"' for name in names)

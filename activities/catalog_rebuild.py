@@ -94,7 +94,7 @@ def _rebuild_vm(
 
 
 def _read(repository: Repository, ref: BackupRef, media_agent: str) -> BackupRow | SafehaulError | None:
-    """A backup's row; None for one that is not there: forgotten since the list was made, or a dead session's fence."""
+    """A backup's row; None for one that is not there: it was forgotten since the list was made."""
     try:
         return backup_row(read_manifest(repository, ref), read_index(repository, ref), media_agent)
     except NotFoundError:

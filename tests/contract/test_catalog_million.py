@@ -18,6 +18,10 @@ LARGE = {"backups", "disks", "job_vms"}
 """Tables of a million rows; those of VMs and jobs have a hundredth."""
 
 
+SUM_OF_ALL = ("sums of everything", "postgresql")
+"""It looks at every backup in any case, and PostgreSQL reckons its table to be read as fast as the index."""
+
+
 def plans(catalog: Catalog) -> Iterator[tuple[str, str, list[str]]]:
     """Question, statement, and the large tables that it reads from end to end by the database's own plan."""
     engine = catalog._database.engine
@@ -62,7 +66,12 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _check(url: str, size: Size) -> None:
     catalog = Catalog(url)
     fill(catalog._database.engine, size)
-    bad = [(question, tables, statement) for question, statement, tables in plans(catalog) if tables]
+    dialect = catalog._database.engine.dialect.name
+    bad = [
+        (question, tables, statement)
+        for question, statement, tables in plans(catalog)
+        if tables and (question, dialect) != SUM_OF_ALL
+    ]
     assert bad == []
     catalog.close()
 

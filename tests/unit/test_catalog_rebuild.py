@@ -11,8 +11,8 @@ import pytest
 
 from activities.catalog_rebuild import Rebuilt, rebuild
 from safehaul.catalog.catalog import Catalog
-from safehaul.errors import ConnectionLostError, NotFoundError
-from safehaul.media import manifest
+from safehaul.errors import ConnectionLostError
+from safehaul.media import forgotten, manifest
 from safehaul.media.manifest import BackupIndex, BackupRef, Manifest, manifest_name, write_index
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
@@ -61,10 +61,10 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 
 def forget(repository: Repository, ref: BackupRef) -> None:
-    """The manifest is elsewhere, as after a retention's run."""
+    """As a retention's run does."""
     store = repository.store
     assert isinstance(store, LocalStore)
-    (store.root / manifest_name(ref)).unlink()
+    forgotten.forget(repository, store, ref, "too old")
 
 
 def _rebuild(catalog: Catalog, repository: Repository) -> Rebuilt:
@@ -96,22 +96,20 @@ def test_a_rebuild_gives_the_same_rows_and_drops_those_of_what_is_gone(
     fresh.close()
 
 
-def test_what_is_no_backup_in_the_folder_is_passed_over(
+def test_a_backup_that_is_forgotten_while_it_is_read_is_passed_over(
     catalog: Catalog, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dead session's fence stands there under a manifest's name, and reading it says so by a NotFoundError."""
-    fence, whole = back_up(repository, "vm-a", 1), back_up(repository, "vm-a", 2)
+    going, staying = back_up(repository, "vm-a", 1), back_up(repository, "vm-a", 2)
     _rebuild(catalog, repository)
 
-    def read(repository: Repository, ref: BackupRef) -> Manifest:
-        if ref == fence:
-            raise NotFoundError("a fence")
-        return real(repository, ref)
+    def list_then_forget(repository: Repository) -> Iterator[BackupRef]:
+        listed = list(manifest.list_backups(repository))
+        forget(repository, going)
+        yield from listed
 
-    real = manifest.read_manifest
-    monkeypatch.setattr("activities.catalog_rebuild.read_manifest", read)
+    monkeypatch.setattr("activities.catalog_rebuild.list_backups", list_then_forget)
     assert _rebuild(catalog, repository) == Rebuilt(backups=1, removed=1)
-    assert [item.backup_id for item in catalog.list_backups()] == [whole.backup_id]
+    assert [item.backup_id for item in catalog.list_backups()] == [staying.backup_id]
 
 
 def test_a_backup_that_is_committed_meanwhile_keeps_its_row(

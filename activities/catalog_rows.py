@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from pydantic import ValidationError
 
 from safehaul.catalog.rows import BackupRow, DiskRow, JobRow, JobVmRow
-from safehaul.errors import IntegrityError, SafehaulError
-from safehaul.media.jobs import get_job_object, get_report, list_jobs
-from safehaul.media.manifest import BackupIndex, Manifest, list_backups, read_index, read_manifest
+from safehaul.errors import IntegrityError
+from safehaul.media.jobs import get_job_object
+from safehaul.media.manifest import BackupIndex, Manifest
 from safehaul.media.repository import Repository
 from safehaul.messages.job import JobReport, JobTotals
 from safehaul.messages.vm import VmReport
@@ -106,34 +106,12 @@ def job_vm_rows(report: JobReport, vms: Sequence[VmReport]) -> list[JobVmRow]:
     ]
 
 
-def rows_of_repository(
-    repository: Repository, media_agent: str
-) -> Iterator[BackupRow | tuple[str, SafehaulError]]:
-    """Every backup's row, for a rebuild; a backup that cannot be read comes as its name and the error."""
-    for ref in list_backups(repository):
-        try:
-            yield backup_row(read_manifest(repository, ref), read_index(repository, ref), media_agent)
-        except SafehaulError as error:  # one damaged manifest must not hide the others
-            yield f"{ref.vc_guid}/{ref.backup_id}", error
-
-
 @dataclass(frozen=True)
 class JobRows:
     """A job and its VMs as the catalogue lists them."""
 
     job: JobRow
     vms: list[JobVmRow]
-
-
-def jobs_of_repository(repository: Repository) -> Iterator[JobRows | tuple[str, SafehaulError]]:
-    """Every reported job's rows, for a rebuild; a job that cannot be read comes as its name and the error."""
-    for folder in list_jobs(repository):
-        try:
-            report = parse_report(get_report(repository, folder), folder)
-            vms, _ = read_reports(repository, report.job_id, report.pages)
-            yield JobRows(job_row(report), job_vm_rows(report, vms))
-        except SafehaulError as error:  # one damaged report must not hide the others
-            yield folder, error
 
 
 def parse_report(data: bytes, job: str) -> JobReport:

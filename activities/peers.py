@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from activities.repositories import open_repository
 from activities.spool import Spool
 from safehaul.catalog.catalog import Catalog
 from safehaul.config.settings import Settings
+from safehaul.errors import SafehaulError
 from safehaul.media.repository import Repository
 from safehaul.messages.inventory import NasVolume
 from safehaul.nas.datastores import open_export
@@ -22,13 +24,15 @@ from safehaul.vsphere.client import VCenter
 VCENTER_TIMEOUT_S = 15.0
 
 PeerT = TypeVar("PeerT")
+_log = logging.getLogger(__name__)
 
 
 class Peers:
     """Opened when first used, shared by the process's steps, closed at its end. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, upgrade_catalog: bool = False) -> None:
         self.settings = settings
+        self._upgrade_catalog = upgrade_catalog
         self._lock = threading.Lock()
         self._catalog_lock = threading.Lock()
         self._vcenters: dict[str, VCenter] = {}
@@ -45,14 +49,28 @@ class Peers:
         return self._once(
             self._repositories,
             media_agent,
-            lambda: open_repository(self.settings.media_agent(media_agent)),
+            lambda: open_repository(
+                self.settings.media_agent(media_agent), cache_dir=self.settings.cache_dir
+            ),
         )
+
+    def load_indexes(self, media_agents: Iterable[str]) -> None:
+        """Read the lists of chunks that are new in these MediaAgents' repositories: at a start, before there is work.
+
+        A machine that has none of them yet reads for minutes in a large repository; no VM's snapshot waits for that.
+        """
+        for name in media_agents:
+            try:
+                self.repository(name).refresh_index()
+            except SafehaulError as error:
+                # The steps that need this repository tell it; others may be served.
+                _log.warning("the dedup index of MediaAgent %s is not read yet: %s", name, error)
 
     def catalog(self) -> Catalog:
         """The catalogue. Under a lock of its own: a database that does not answer holds nothing else up."""
         with self._catalog_lock:
             if "" not in self._catalogs:
-                self._catalogs[""] = Catalog(self.settings.catalog_url())
+                self._catalogs[""] = Catalog(self.settings.catalog_url(), upgrade=self._upgrade_catalog)
             return self._catalogs[""]
 
     def open_export(self, volume: NasVolume, *, writable: bool = False) -> NasExport:
@@ -70,6 +88,8 @@ class Peers:
             for vcenter in self._vcenters.values():
                 vcenter.close()
             self._vcenters.clear()
+            for repository in self._repositories.values():
+                repository.close()
             self._repositories.clear()
         with self._catalog_lock:
             for catalog in self._catalogs.values():

@@ -20,9 +20,17 @@ from safehaul.media.store import DeletingStore, ObjectStore, S3Options, open_del
 _KEY_FILE_LIMIT_BYTES = 1 << 16
 
 
-def open_repository(agent: MediaAgent, *, for_writing: bool = True) -> Repository:
-    """The repository of a MediaAgent. Raises as `Repository.open`, and ConfigError when a secret cannot be read."""
-    return Repository.open(store_of(agent), for_writing=for_writing, secret=secret_of(agent))
+def open_repository(
+    agent: MediaAgent, *, for_writing: bool = True, cache_dir: str | None = None
+) -> Repository:
+    """The repository of a MediaAgent; its chunk index is kept in `cache_dir`, or else for this process alone.
+
+    Raises as `Repository.open`, and ConfigError when a secret cannot be read.
+    """
+    folder = Path(cache_dir) if cache_dir is not None else None
+    return Repository.open(
+        store_of(agent), index_folder=folder, for_writing=for_writing, secret=secret_of(agent)
+    )
 
 
 def store_of(agent: MediaAgent) -> ObjectStore:

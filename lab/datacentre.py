@@ -307,6 +307,7 @@ class DataCentre:
         return f"""\
 # Written by the lab: a data centre on loopback.
 installation_id = "{uuid.uuid4()}"
+cache_dir = "{self.home / "cache"}"
 
 [temporal]
 address = "{self.temporal.address}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ async def serve(settings: Settings, name: str) -> None:
     role = f"access-node.{name}"
     client = await connect(settings, role)
     peers = Peers(settings)
+    of_node = {group.media_agent for group in settings.vm_groups if node in settings.access_nodes_of(group)}
+    await asyncio.to_thread(peers.load_indexes, sorted(of_node))
     control, transfers, clean_up = steps(peers, name, streams)
     slots = max(LEAST_CONTROL_SLOTS, CONTROL_SLOTS_PER_STREAM * streams)
     pools = [ThreadPoolExecutor(size, role) for size in (slots, streams, CLEAN_UP_SLOTS)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from temporalio.client import Client
@@ -14,6 +16,7 @@ from activities.restore_desk import RestoreDesk
 from activities.upkeep_copy import CopyDesk
 from activities.upkeep_verify import VerificationDesk
 from safehaul.config.settings import Settings
+from safehaul.errors import TransientError
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped, sandbox
 from workers.search_attributes import ensure_search_attributes
 from workflows import policies
@@ -21,17 +24,29 @@ from workflows.catalogue import WORKFLOWS
 
 SLOTS = 16
 
+_log = logging.getLogger(__name__)
+
 
 async def serve(settings: Settings) -> None:
-    """Run the CommServe until the process is asked to stop."""
+    """Run the CommServe until the process is asked to stop. Errors: the catalogue refuses, or is a newer safehaul's."""
     client = await connect(settings, "commserve")
     await ensure_search_attributes(client)
-    peers = Peers(settings)
+    peers = Peers(settings, upgrade_catalog=True)
     try:
+        await asyncio.to_thread(open_catalog, peers)
         with ThreadPoolExecutor(max_workers=SLOTS, thread_name_prefix="commserve") as threads:
             await run_until_stopped([worker(client, peers, threads)], "commserve")
     finally:
         peers.close()
+
+
+def open_catalog(peers: Peers) -> None:
+    """Bring the catalogue's schema to this version's."""
+    try:
+        peers.catalog()
+    except TransientError as error:
+        # Jobs do not wait for a catalogue: it is opened again with the next row.
+        _log.warning("%s; jobs run without it, and `safehaul catalog rebuild` brings their rows", error)
 
 
 def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,7 @@ async def serve(settings: Settings, name: str) -> None:
     role = f"media-agent.{name}"
     peers = Peers(settings)
     peers.repository(name)
+    await asyncio.to_thread(peers.load_indexes, [name])
     client = await connect(settings, role)
     steps, prune = MediaAgentIndexing(peers), UpkeepPrune(peers)
     verification, copies = RepositoryVerification(peers), BackupCopies(peers)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import Field
 
 from safehaul.messages.base import Message
+
+
+class BackupPlace(NamedTuple):
+    """Where a backup stands in the list of all, which is ordered by these, the greatest first."""
+
+    committed: str
+    backup_id: str
+    vc_guid: str
+    media_agent: str
 
 
 class DiskRow(Message):
@@ -40,6 +51,35 @@ class BackupRow(Message):
     stored_bytes: int = 0
     disks: list[DiskRow] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def place(self) -> BackupPlace:
+        """Where the list goes on after this backup."""
+        return BackupPlace(self.committed, self.backup_id, self.vc_guid, self.media_agent)
+
+
+class BackupSum(Message):
+    """Sums over the backups of one MediaAgent, VM group and status; bytes."""
+
+    media_agent: str
+    vm_group: str
+    status: str
+    backups: int
+    oldest: str
+    """When the oldest was committed, as the repository writes times."""
+    newest: str
+    capacity_bytes: int
+    read_bytes: int
+    stored_bytes: int
+
+
+class VmRow(Message):
+    """A VM that has backups: a row for each name and VM group that they have."""
+
+    media_agent: str
+    vc_guid: str
+    vm_group: str
+    vm_name: str
 
 
 class JobRow(Message):

@@ -18,6 +18,8 @@ _EXAMPLE = """\
 
 # Marks this installation's snapshots; only those are ever removed. Make it once (uuidgen), never change it.
 installation_id = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
+# A local directory for what each machine's workers remember of the repositories; may be emptied at any time.
+cache_dir = "/var/lib/safehaul/cache"
 
 [temporal]
 address = "temporal.example.net:7233"

@@ -84,8 +84,9 @@ class CatalogSettings(Section):
     """The catalogue's database. It can always be made again from the repositories."""
 
     url: str = Field(max_length=2048)
-    """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name` (needs the package
-    `psycopg` beside safehaul). An SQLite file needs one machine for CommServe and MediaAgents."""
+    """SQLAlchemy URL: `sqlite:////var/lib/safehaul/catalog.db`, or `postgresql://user@host/name` (needs the extra
+    `postgresql` of the package; [more](catalogue.md#postgresql)). An SQLite file needs one machine for CommServe and
+    MediaAgents."""
     password: SecretRef | None = None
     """Password of the URL's user; never in the URL."""
 

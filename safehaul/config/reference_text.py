@@ -37,6 +37,9 @@ EXAMPLES = {
     "installation_id": """\
 installation_id = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
 """,
+    "cache_dir": """\
+cache_dir = "/var/lib/safehaul/cache"
+""",
     "temporal": """\
 [temporal]
 address = "temporal.example.net:7233"

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
+from safehaul.config.fields import AbsolutePath
 from safehaul.config.media_agent import MediaAgent
 from safehaul.config.models import (
     AccessNode,
@@ -75,6 +76,10 @@ class Settings(BaseSettings):
     installation_id: UUID
     """Marks the snapshots of this installation; only those are ever removed. Make it once (`uuidgen`), and never
     change it: snapshots that are held at that moment would be taken for somebody else's."""
+    cache_dir: AbsolutePath = "/var/lib/safehaul/cache"
+    """Directory on a local disk of each machine in which its workers keep their common copy of each repository's
+    [dedup index](dedup-index.md), so that a start need not read it anew: about 65 MB for each TB of unique content. May
+    be emptied at any time. Where it cannot be used, a worker warns of it and does without."""
     temporal: TemporalSettings = TemporalSettings()
     """The Temporal server that runs the jobs."""
     catalog: CatalogSettings

@@ -26,7 +26,7 @@ class FileWriter:
         session.refuse_if_sealed()
         self._session = session
         self._repository = session.repository
-        self._repository.refresh_index()
+        self._repository.refresh_index(lately=True)
         self._files: dict[str, StoredFile] = {}
         self._packs: list[tuple[str, int]] = []
         self._pack: PackBuilder | None = None

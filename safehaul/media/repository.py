@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import secrets
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +28,11 @@ from safehaul.media.collection import NOTHING_CONDEMNED, read_condemnations
 from safehaul.media.envelope import OBJECT_LIMIT_BYTES, Kind, unwrap, wrap
 from safehaul.media.key_slots import RepositorySecret, add_slot, check_secret, unlock
 from safehaul.media.keys import SUITE_AES_GCM, SUITE_NONE, RepositoryKeys
-from safehaul.media.locations import decode_locations
+from safehaul.media.locations import PackListing, decode_locations
 from safehaul.media.object_store import ObjectStore
 from safehaul.media.pack import MAX_PACK_BYTES, SealedPack, pack_name
 from safehaul.media.repository_config import ENCRYPTION, KNOWN_FEATURES, RepositoryConfig
+from safehaul.read_ahead import read_ahead
 
 DEFAULT_CHUNK_SIZE_BYTES = 1 << 20
 DEFAULT_PACK_SIZE_BYTES = 64 << 20
@@ -38,6 +40,11 @@ _MIN_CHUNK_SIZE_BYTES = 1 << 12
 _MAX_CHUNK_SIZE_BYTES = 16 << 20
 _RACERS = 4
 _LISTINGS = 5
+_LIST_READERS = 8
+LISTING_PAUSE = 20.0
+"""Between two looks for new lists that need not be, in times of how long such a look takes."""
+
+_log = logging.getLogger(__name__)
 
 
 class RepositoryInfo(NamedTuple):
@@ -68,7 +75,8 @@ class Repository:
         self.store = store
         self.config = config
         self.keys = RepositoryKeys(root_key, config.suite)
-        self.index = ChunkIndex(index_path)
+        self.index = ChunkIndex(index_path, config.repository_id)
+        self._listed_at = self._listing_took_s = 0.0
         self._lock = threading.Lock()
         self._present: dict[bytes, bool] = {}
         self._refreshing = threading.Lock()
@@ -120,10 +128,14 @@ class Repository:
         store: ObjectStore,
         *,
         index_path: Path | None = None,
+        index_folder: Path | None = None,
         for_writing: bool = True,
         secret: RepositorySecret | None = None,
     ) -> Repository:
-        """Open a repository. `index_path` keeps the chunk index in that file between processes.
+        """Open a repository.
+
+        `index_path` keeps the chunk index in that file between processes, `index_folder` in one of the repository's own
+        there: where that is not possible, it is warned of, and a temporary file does.
 
         Raises NotFoundError when there is none, UnsupportedError for a newer format or unknown features,
         IntegrityError for a damaged or changed configuration, ConfigError for a secret that is missing, wrong, or given
@@ -141,7 +153,15 @@ class Repository:
             raise UnsupportedError(
                 f"writing needs features that this safehaul does not know: {', '.join(sorted(unknown))}"
             )
-        return cls(store, config, _root_key(store, config, secret), index_path)
+        root_key = _root_key(store, config, secret)
+        if index_folder is None:
+            return cls(store, config, root_key, index_path)
+        path = index_folder / f"{config.repository_id}.index"
+        try:
+            return cls(store, config, root_key, path)
+        except OSError as error:
+            _log.warning("no chunk index is kept, each start reads it anew: %s; see cache_dir", error)
+            return cls(store, config, root_key)
 
     def close(self) -> None:
         """Release the local index."""
@@ -198,42 +218,69 @@ class Repository:
     def load_index(self, names: Iterable[str]) -> None:
         """Load some `idx/` objects into the local index. Raises NotFoundError, IntegrityError."""
         loaded = self.index.loaded()
-        for name in names:
-            if name not in loaded:
-                self._load_locations(name)
+        self._load_lists([name for name in names if name not in loaded], pass_over=False)
 
-    def _load_locations(self, name: str) -> None:
-        self.index.add(name, decode_locations(self.get(Kind.LOCATIONS, name), name))
+    def _load_lists(self, names: list[str], *, pass_over: bool) -> bool:
+        """Load lists, which are read by several threads: there may be thousands.
 
-    def refresh_index(self) -> None:
-        """Load every `idx/` object that is new, and what is condemned.
+        With `pass_over` a damaged one and one that is gone are left out; returns whether one was gone.
+        """
+        gone = False
 
-        One after the other: what was read later must never be replaced by what was read before.
+        def read(name: str) -> bytes | SafehaulError:
+            try:
+                return self.get(Kind.LOCATIONS, name)
+            except (IntegrityError, UnsupportedError, NotFoundError) as error:
+                return error
+
+        def lists() -> Iterator[tuple[str, list[PackListing]]]:
+            nonlocal gone
+            # Another thread or process may have loaded them since.
+            missing = (name for name in names if not self.index.has(name))
+            with ThreadPoolExecutor(_LIST_READERS, thread_name_prefix="idx") as pool:
+                for name, body in read_ahead(pool, read, missing, _LIST_READERS):
+                    try:
+                        if isinstance(body, SafehaulError):
+                            raise body
+                        yield name, decode_locations(body, name)
+                    except (IntegrityError, UnsupportedError, NotFoundError) as error:
+                        if not pass_over:
+                            raise
+                        gone = gone or isinstance(error, NotFoundError)
+
+        if names:
+            self.index.add_all(lists())
+        return gone
+
+    def refresh_index(self, *, lately: bool = False) -> None:
+        """Load every `idx/` object that is new, forget those that are gone, and learn what is condemned.
+
+        With `lately` the names of the last time may do, when to list them takes long: a chunk that is not found costs a
+        duplicate. One after the other: what was read later must never be replaced by what was read before.
         """
         with self._refreshing:
-            # A list that vanished was merged into one that may be newer than the listing.
-            for _ in range(_LISTINGS):
-                if not self._load_new_lists():
-                    break
+            if not lately or time.monotonic() - self._listed_at > LISTING_PAUSE * self._listing_took_s:
+                # A list that vanished was merged into one that may be newer than the listing.
+                for _ in range(_LISTINGS):
+                    if not self._refresh_lists():
+                        break
             condemnations = read_condemnations(self)
             with self._lock:
                 self._condemnations = condemnations
                 self._present.clear()
 
-    def _load_new_lists(self) -> bool:
-        """Load the `idx/` objects that are new; True when one of them vanished."""
+    def _refresh_lists(self) -> bool:
+        """Make the index what `idx/` holds; True when a list vanished meanwhile."""
+        # Asked first: what another process adds to a kept index while we list is not gone.
         loaded = self.index.loaded()
-        vanished = False
-        for info in self.store.list("idx/"):
-            if info.name in loaded:
-                continue
-            # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
-            # A verification reports it, and `repair_index` makes its content again from the packs.
-            with contextlib.suppress(IntegrityError, UnsupportedError):
-                try:
-                    self._load_locations(info.name)
-                except NotFoundError:
-                    vanished = True
+        begun = time.monotonic()
+        listed = [info.name for info in self.store.list("idx/")]
+        self._listed_at = time.monotonic()
+        self._listing_took_s = self._listed_at - begun
+        # One damaged list must not stop every backup: its chunks count as unknown, which costs a duplicate.
+        # A verification reports it, and `repair_index` makes its content again from the packs.
+        vanished = self._load_lists([name for name in listed if name not in loaded], pass_over=True)
+        self.index.forget(loaded.difference(listed))
         return vanished
 
     def usable(self, chunk_id: bytes) -> ChunkLocation | None:

@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterable
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.collection import record_damaged
 from safehaul.media.envelope import Kind
-from safehaul.media.forgotten import list_forgotten, read_forgotten
 from safehaul.media.locations import decode_locations
-from safehaul.media.manifest import forgotten_name, list_backups, manifest_name
+from safehaul.media.manifest import list_backups, manifest_name
 from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_ages import LAST_ID, Due, PackAges
 from safehaul.media.repository import Repository
 from safehaul.media.verified import BadPack, Findings, FindingsBuilder, put_findings, run_name
 from safehaul.media.verify_backups import BackupVerifier, BadPlaces
+from safehaul.media.verify_beside import check_beside_backups
 from safehaul.media.verify_generations import read_noted
 from safehaul.media.verify_packs import BROKEN, PackJudge
 from safehaul.media.verify_sessions import PREFIX as SESSIONS
@@ -54,7 +54,6 @@ _GC_ADVICE = (
     "no backup can begin or be committed until it is gone: stop PruneRepository, delete the object with an identity "
     "that may delete, then run `safehaul repo verify --full --note-damage`"
 )
-_FORGOTTEN_ADVICE = "this backup cannot be recovered; a prune deletes the object when its time has come"
 _IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
 
 
@@ -159,7 +158,7 @@ class Verification:
         if not self.progress.cursor:
             for name, problem in self._noted.broken.items():
                 self._findings.damage(name, problem, _GC_ADVICE)
-            self._check_forgotten()
+            check_beside_backups(self._repository, self._findings, self._doing)
             self._check_presence()
             self._show(cursor="idx/")
         if self.progress.cursor.startswith("idx/"):
@@ -180,14 +179,6 @@ class Verification:
             if enough():
                 return False
         return True
-
-    def _check_forgotten(self) -> None:
-        for ref, _ in list_forgotten(self._repository):
-            try:
-                read_forgotten(self._repository, ref)
-            except BROKEN as error:
-                if self._repository.store.exists(forgotten_name(ref)):
-                    self._findings.damage(forgotten_name(ref), str(error), _FORGOTTEN_ADVICE)
 
     def _check_presence(self) -> None:
         self._findings.count(unlisted_packs=self.ages.unlisted)

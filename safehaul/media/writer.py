@@ -69,7 +69,7 @@ class DiskWriter:
             raise InvalidInputError(f"disk {disk_key}: capacity {capacity_bytes} is not possible")
         session.refuse_if_sealed()
         self._repository = session.repository
-        self._repository.refresh_index()
+        self._repository.refresh_index(lately=True)
         self._chunk_size = self._repository.config.chunk_size_bytes
         self._pack_size = self._repository.config.pack_size_bytes
         self._previous = previous if previous and previous.chunk_size_bytes == self._chunk_size else None

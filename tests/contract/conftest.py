@@ -1,12 +1,17 @@
-"""The fixtures of the vCenter contract: `server` is each server that a test can run on, `lab` the lab alone."""
+"""The fixtures of the contracts: `server` is each vCenter that a test can run on, `lab` the lab's alone,
+`catalog_url` a database of each kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.contract import postgresql
 from tests.contract.lab_server import LabServer, lab_server
+from tests.contract.postgresql import PostgreSql
 from tests.contract.servers import SERVERS
 from tests.contract.vcenter_server import Server
 
@@ -36,3 +41,19 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return
     with SERVERS[request.param].start(tmp_path_factory.mktemp(request.param)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSql]:
+    """A PostgreSQL server of this run."""
+    with postgresql.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=postgresql.NEEDS)])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database for a catalogue, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.db'}"
+    server: PostgreSql = request.getfixturevalue("postgresql_server")
+    return server.database()

@@ -51,6 +51,7 @@ HOME = {NEAR: "gold", FAR: "gold-far"}
 """The directory in which the lab keeps each datacentre's datastore `gold`."""
 CONFIG = """
 installation_id = "11111111-2222-4333-8444-555555555555"
+cache_dir = "{home}/cache"
 [catalog]
 url = "sqlite:///{home}/catalog.db"
 [[vcenters]]

@@ -210,7 +210,7 @@ def test_a_rebuilt_catalogue_has_the_same_rows(ran: Ran) -> None:
 def _catalogued(lab: DataCentre) -> tuple[list[Any], list[Any], list[Any]]:
     catalog = Catalog(f"sqlite:///{lab.home / 'catalog.db'}")
     jobs = catalog.list_jobs()
-    found = catalog.export(), jobs, [vm for job in jobs for vm in catalog.job_vms(job.job_id)]
+    found = list(catalog.export()), jobs, [vm for job in jobs for vm in catalog.job_vms(job.job_id)]
     catalog.close()
     return found
 

@@ -62,10 +62,11 @@ def repository(tmp_path: Path, request: pytest.FixtureRequest) -> Repository:
     # Under way: records of a disk, and no outcome.
     under_way = new_session(repository, "run-3", "20260103T000000Z")
     with FileWriter(under_way) as files:
-        files.add("web-1.nvram", "nvram", b"x" * 100)
+        files.add("web-1.vmx", "config", b'guestOS = "debian"')
         files.finish()
-    with DiskWriter(under_way, DISK, len(image(3, 40))) as writer:
-        writer.write(image(3, 40)[: 30 * CHUNK], 0)
+    # All of it is stored: packs that no backup has yet are read back before its commit, and not by a verification.
+    with DiskWriter(under_way, DISK, 2 * len(image(1, 5))) as writer:
+        writer.write(image(1, 5), 0)
     record_damaged(repository, [bytes(32)])
     return repository
 
@@ -98,7 +99,9 @@ def _named(repository: Repository, name: str) -> bool:
 
 def _check(repository: Repository, step: int) -> None:
     store = _store(repository)
-    names = [found.name for found in store.list("")]
+    # What a session recorded on its way to a backup is never read again.
+    passed = ("sessions/run-1/disk", "sessions/run-1/files", "sessions/run-2/disk")
+    names = [found.name for found in store.list("") if not found.name.startswith(passed)]
     missed = []
     for name in names:
         path = store.root / name

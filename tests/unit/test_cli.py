@@ -22,6 +22,7 @@ from workers.cli.output import plain, safe, size
 
 CONFIG = """
 installation_id = "{installation}"
+cache_dir = "{home}/cache"
 [temporal]
 address = "127.0.0.1:1"
 [catalog]
@@ -278,6 +279,7 @@ def test_the_catalogue_is_rebuilt_from_the_repository(
     assert run(["--config", str(config), "catalog", "rebuild", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "backups": {"vault": 1},
+        "removed": {"vault": 0},
         "jobs": {"vault": 0},
         "unread": [],
     }

@@ -17,7 +17,7 @@ from activities.commserve import CommServe
 from activities.index import MediaAgentIndexing
 from activities.peers import Peers
 from activities.records import catalog_job, read_job_report, write_job_report, write_report_page
-from safehaul.catalog import catalog as catalog_module
+from safehaul.catalog import database
 from safehaul.catalog.catalog import Catalog
 from safehaul.config.loader import load
 from safehaul.media.manifest import BackupRef, read_index
@@ -51,7 +51,7 @@ def peers(config: Path) -> Iterator[Peers]:
 @pytest.fixture
 def holder(config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
     """The catalogue stands, and cannot be written while this holds it."""
-    monkeypatch.setattr(catalog_module, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(records, "CATALOG_PAUSE_S", 0.05)
     Catalog(f"sqlite:///{config.parent}/catalog.db").close()
     holder = sqlite3.connect(config.parent / "catalog.db", isolation_level=None)

@@ -51,7 +51,7 @@ app = typer.Typer(
 app.add_typer(worker.app, name="worker", help="Run a worker process: commserve, access-node or media-agent.")
 app.add_typer(group.app, name="group", help="List VM groups; preview which VMs one selects.")
 app.add_typer(job.app, name="job", help="Start, list, watch, show and cancel backup jobs.")
-app.add_typer(backups.app, name="backups", help="List backups, show what one holds, verify them.")
+app.add_typer(backups.app, name="backups", help="List and count backups, show what one holds, verify them.")
 app.add_typer(disk.app, name="disk", help="Read bytes of a disk in a backup, without a restore.")
 app.add_typer(copies.app, name="copy", help="Copy backups into a second repository; show how that stands.")
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
@@ -67,7 +67,7 @@ repo.app.command("audit")(prune.audit_)
 app.add_typer(
     retention.app, name="retention", help="Show what is kept and why; hold, release and recover backups."
 )
-app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
+app.add_typer(catalog.app, name="catalog", help="Upgrade the catalogue; rebuild it from the repositories.")
 app.add_typer(
     configuration.app, name="config", help="Check the configuration; print an example or the reference."
 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from safehaul.catalog.catalog import Catalog
+from safehaul.catalog.rows import BackupPlace, BackupRow
 from safehaul.config.settings import Settings
 from safehaul.errors import InvalidInputError
 from safehaul.media.manifest import (
@@ -21,13 +24,16 @@ from safehaul.media.manifest import (
 )
 from safehaul.media.repository import Repository
 from workers.cli import completion, exits
+from workers.cli.backup_sums import show_sums
 from workers.cli.backup_verify import check_backups, show_checks
 from workers.cli.identifiers import BACKUP_HELP, find_backup, rows_of
 from workers.cli.output import Json, of, plain, safe, say, show_json, size, table
 from workers.cli.repo import Agent, open_repository
-from workers.cli.times import SINCE_HELP, parse_since
+from workers.cli.times import SINCE_HELP, UNTIL_HELP, parse_since
 
 app = typer.Typer(no_args_is_help=True)
+MAX_COPIES = 16
+"""Of one backup, with as many MediaAgents."""
 
 
 class BackupStatus(StrEnum):
@@ -45,27 +51,51 @@ def list_(
     vm: Annotated[
         str | None, typer.Option(help="Only this VM: its name or VC.GUID.", autocompletion=completion.vms)
     ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only VMs with this in their name, in upper or lower case.")
+    ] = None,
     group: Annotated[
         str | None, typer.Option(help="Only this VM group.", autocompletion=completion.vm_groups)
     ] = None,
     status: Annotated[BackupStatus | None, typer.Option(help="Only backups of this status.")] = None,
     since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
+    until: Annotated[str | None, typer.Option(help=UNTIL_HELP)] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            help="The next page: backups that are listed after this one.", autocompletion=completion.backups
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most, newest first.")] = 100,
     *,
     ids: Annotated[bool, typer.Option("--ids", help="Print the backups' ids alone, one a line.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List backups from the catalogue, newest first. Example: `safehaul backups list --vm web-1 --since 7d`."""
-    begun = parse_since(since)
+    """List backups from the catalogue, newest first. Example: `safehaul backups list --vm web-1 --since 7d`.
+
+    A list that is longer than `--limit` goes on with `--after` and the last id of the page before.
+    """
+    begun, ended = parse_since(since), parse_since(until, option="--until")
     catalog = Catalog(of(context).settings().catalog_url())
-    rows = catalog.list_backups(
-        vm=vm,
-        vm_group=group,
-        status=status.capitalize() if status else None,
-        since=begun,
-        limit=limit,
-    )
-    catalog.close()
+    try:
+        ask = partial(
+            catalog.list_backups,
+            vm=vm,
+            search=search,
+            vm_group=group,
+            status=status.capitalize() if status else None,
+            since=begun,
+            until=ended,
+        )
+        rows = ask(after=_place(catalog, after), limit=limit)
+        if len(rows) == limit:
+            # An id means all copies of a backup: a page does not end between them.
+            more = ask(after=rows[-1].place, limit=MAX_COPIES)
+            rows += [
+                row for row in more if (row.vc_guid, row.backup_id) == (rows[-1].vc_guid, rows[-1].backup_id)
+            ]
+    finally:
+        catalog.close()
     if as_json:
         show_json([row.model_dump(mode="json") for row in rows])
         return
@@ -80,6 +110,10 @@ def list_(
         )
         say("`safehaul catalog rebuild`")
         return
+    _show_list(rows, limit)
+
+
+def _show_list(rows: Sequence[BackupRow], limit: int) -> None:
     several = len({row.media_agent for row in rows}) > 1
     columns = [
         "VM",
@@ -107,6 +141,58 @@ def list_(
             for row in rows
         ],
     )
+    if len(rows) >= limit:
+        last = safe(f"{rows[-1].vc_guid}/{rows[-1].backup_id}")
+        say(f"there may be more: --after {last}")
+
+
+def _place(catalog: Catalog, after: str | None) -> BackupPlace | None:
+    """Where a list goes on: after the last copy of a backup. Raises InvalidInputError."""
+    if after is None:
+        return None
+    vc_guid, _, backup_id = after.rpartition("/")
+    found = catalog.find_backup(vc_guid, backup_id)
+    if found is None:
+        raise InvalidInputError(
+            f"--after {after[:200]!a}: the catalogue has no such backup; it takes an id as `backups list` shows it"
+        )
+    return found.place
+
+
+class SumBy(StrEnum):
+    """What a summary has a line for."""
+
+    GROUP = "group"
+    STATUS = "status"
+    MEDIA_AGENT = "media-agent"
+
+
+@app.command()
+def summary(
+    context: typer.Context,
+    by: Annotated[SumBy, typer.Option(help="What has a line of its own.")] = SumBy.GROUP,
+    group: Annotated[
+        str | None, typer.Option(help="Only this VM group.", autocompletion=completion.vm_groups)
+    ] = None,
+    since: Annotated[str | None, typer.Option(help=SINCE_HELP)] = None,
+    until: Annotated[str | None, typer.Option(help=UNTIL_HELP)] = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Count backups and add up their sizes, from the catalogue. Example: `safehaul backups summary --since 7d`.
+
+    `on disk` is what the disks had, `read` what was read of them, `stored` what was new in the repository.
+    """
+    begun, ended = parse_since(since), parse_since(until, option="--until")
+    catalog = Catalog(of(context).settings().catalog_url())
+    try:
+        found = catalog.sums(vm_group=group, since=begun, until=ended)
+    finally:
+        catalog.close()
+    if as_json:
+        show_json([item.model_dump(mode="json") for item in found])
+    else:
+        show_sums(found, by.value)
 
 
 @app.command()

@@ -1,17 +1,16 @@
-"""`safehaul catalog …`: rebuild the catalogue from what the repositories hold."""
+"""`safehaul catalog …`: upgrade the catalogue's schema, rebuild its rows from what the repositories hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from activities.catalog_rows import JobRows, jobs_of_repository, rows_of_repository
+from activities.catalog_rebuild import Rebuilt
+from activities.catalog_rebuild import rebuild as rebuild_from
 from activities.repositories import open_repository
 from safehaul.catalog.catalog import Catalog
-from safehaul.catalog.rows import BackupRow
-from safehaul.media.repository import Repository
-from workers.cli.output import Json, of, safe, say, show_json
+from safehaul.catalog.schema import NEWEST
+from workers.cli.output import Json, console, of, safe, say, show_json
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,49 +21,66 @@ def catalog() -> None:
 
 
 @app.command()
+def upgrade(context: typer.Context, *, as_json: Json = False) -> None:
+    """Bring the catalogue's tables to this version's schema. Example: `safehaul catalog upgrade`.
+
+    The CommServe does the same when it starts. No row is lost; a second time changes nothing.
+    """
+    made = Catalog(of(context).settings().catalog_url(), upgrade=True)
+    before = made.found_schema
+    made.close()
+    if as_json:
+        show_json({"before": before or None, "now": NEWEST})
+    elif before == NEWEST:
+        say(f"the catalogue has schema {NEWEST} already")
+    else:
+        say(
+            f"the catalogue was upgraded from schema {before} to {NEWEST}"
+            if before
+            else f"made schema {NEWEST}"
+        )
+
+
+@app.command()
 def rebuild(context: typer.Context, *, as_json: Json = False) -> None:
     """Make the rows of all backups and jobs again, from the repositories. Example: `safehaul catalog rebuild`.
 
-    A job that no repository knows (it failed before it reached one) keeps its row. Exit code 1 when something could
-    not be read.
+    Workers may go on meanwhile. A backup that is no longer in its repository loses its row; a job that no repository
+    knows (it failed before it reached one) keeps its own. Exit code 1 when something could not be read.
     """
     settings = of(context).settings()
-    catalog = Catalog(settings.catalog_url())
-    counts: dict[str, int] = {}
-    jobs: dict[str, int] = {}
-    unread: list[str] = []
-
-    for agent in settings.media_agents:
-        repository = open_repository(agent, for_writing=False)
-        counts[agent.name] = catalog.replace_backups(agent.name, _backups(repository, agent.name, unread))
-        jobs[agent.name] = _record_jobs(catalog, repository, agent.name, unread)
-        repository.close()
-    catalog.close()
+    made = Catalog(settings.catalog_url())
+    done: dict[str, Rebuilt] = {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console(), transient=True, disable=as_json) as bar:
+            task = bar.add_task("", total=None)
+            for agent in settings.media_agents:
+                repository = open_repository(agent, for_writing=False)
+                try:
+                    done[agent.name] = rebuild_from(
+                        made, repository, agent.name, lambda told: bar.update(task, description=safe(told))
+                    )
+                finally:
+                    repository.close()
+    finally:
+        made.close()
+    unread = [line for item in done.values() for line in item.unread]
     if as_json:
-        show_json({"backups": counts, "jobs": jobs, "unread": unread})
+        show_json(
+            {
+                **{
+                    key: {name: getattr(item, key) for name, item in done.items()}
+                    for key in ("backups", "removed", "jobs")
+                },
+                "unread": unread,
+            }
+        )
     else:
-        for name, count in counts.items():
-            say(f"{name}: {count} backups, {jobs[name]} jobs")
+        for name, item in done.items():
+            gone = f", {item.removed} rows of backups that are gone were removed" if item.removed else ""
+            say(f"{name}: {item.backups} backups, {item.jobs} jobs{gone}")
         for line in unread:
             say(f"could not be read: {safe(line)}")
     if unread:
         raise typer.Exit(1)
-
-
-def _backups(repository: Repository, agent: str, unread: list[str]) -> Iterator[BackupRow]:
-    for item in rows_of_repository(repository, agent):
-        if isinstance(item, BackupRow):
-            yield item
-        else:
-            unread.append(f"{agent}: {item[0]}: {item[1]}")
-
-
-def _record_jobs(catalog: Catalog, repository: Repository, agent: str, unread: list[str]) -> int:
-    count = 0
-    for item in jobs_of_repository(repository):
-        if isinstance(item, JobRows):
-            catalog.record_job(item.job, item.vms)
-            count += 1
-        else:
-            unread.append(f"{agent}: job {item[0]}: {item[1]}")
-    return count

@@ -61,7 +61,7 @@ def vms(context: typer.Context, incomplete: str) -> Offered:
 
     def find() -> Iterable[tuple[str, str]]:
         with _catalog(context) as catalog:
-            rows = catalog.list_backups(limit=1000)
+            rows = catalog.find_vms(limit=100_000)
         return {
             # A shell would take a name with spaces or quotes for several words: such a VM is offered by its GUID.
             (row.vm_name, row.vc_guid) if quote(row.vm_name) == row.vm_name else (row.vc_guid, row.vm_name)

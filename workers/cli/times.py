@@ -11,7 +11,10 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SINCE_HELP = "Only since then: 90m, 24h, 7d, 2w, or a date or time like 2026-11-25T18:00 (UTC)."
 
 
-def parse_since(text: str | None, now: datetime | None = None) -> datetime | None:
+UNTIL_HELP = "Only before then; written as for --since."
+
+
+def parse_since(text: str | None, now: datetime | None = None, *, option: str = "--since") -> datetime | None:
     """The time that `text` means, with its time zone; None for None. Raises InvalidInputError."""
     if text is None:
         return None
@@ -22,6 +25,6 @@ def parse_since(text: str | None, now: datetime | None = None) -> datetime | Non
         found = datetime.fromisoformat(text.strip())
     except (ValueError, OverflowError):
         raise InvalidInputError(
-            f"--since {text[:50]!a} is no time: write 90m, 24h, 7d, 2w, or a date or time like 2026-11-25T18:00 (UTC)"
+            f"{option} {text[:50]!a} is no time: write 90m, 24h, 7d, 2w, or a date or time like 2026-11-25T18:00 (UTC)"
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

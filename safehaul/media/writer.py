@@ -18,7 +18,7 @@ from safehaul.errors import InvalidInputError
 from safehaul.media.codec import HOLE, ID_LENGTH, Encoded
 from safehaul.media.disk_map import DiskMap, chunk_count
 from safehaul.media.durable import Segment, SegmentRecorder
-from safehaul.media.encoder import THREADS, ChunkEncoder
+from safehaul.media.encoder import HELD_CHUNKS, THREADS, ChunkEncoder
 from safehaul.media.pack import MAX_CHUNKS, PackBuilder
 from safehaul.media.progress import DiskStats
 from safehaul.media.sessions import Session
@@ -112,14 +112,32 @@ class DiskWriter:
         recorder = self._recorder
         return replace(self._stats, bytes_stored=recorder.stored_bytes, packs=recorder.packs)
 
-    def write(self, buffer: bytes | bytearray | memoryview, offset_bytes: int) -> None:
-        """Take the bytes at `offset_bytes`, which must be where the last call ended. `buffer` may be reused.
+    @property
+    def position_bytes(self) -> int:
+        """Where the next bytes belong."""
+        return self._position
 
-        Raises InvalidInputError for another offset or bytes beyond the capacity.
+    @property
+    def held_bytes(self) -> int:
+        """Of lent buffers, at most this much is not given back yet when `write` returns."""
+        return HELD_CHUNKS * self._chunk_size
+
+    def write(
+        self,
+        buffer: bytes | bytearray | memoryview,
+        offset_bytes: int,
+        *,
+        give_back: Callable[[], None] | None = None,
+    ) -> None:
+        """Take the bytes at `offset_bytes`, which must be where the last call ended.
+
+        `buffer` may be reused at once; or, which saves a copy, with `give_back` it is lent until that is called, on
+        this thread and by this call or a later one. Raises InvalidInputError for another offset or bytes beyond the
+        capacity.
         """
         data = memoryview(buffer).cast("B")
         self._check(offset_bytes, len(data))
-        self._encoder.feed(data)
+        self._encoder.feed(data, give_back)
         self._advance(len(data))
 
     def write_hole(self, offset_bytes: int, length_bytes: int) -> None:

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from pydantic import BaseModel, SecretBytes
 
-from activities.transfer import _copy, _copy_range, _Watch
+from activities.transfer import _copy, _copy_spans, _Watch
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.manifest import BackupContents, DiskDescription, read_manifest
 from safehaul.media.reader import BackupReader
@@ -72,6 +72,26 @@ class _Silent(_Watch):
 
     def look(self) -> None:
         pass
+
+
+class _Writer(DiskWriter):
+    """Takes what lies between two written ranges from the backup before."""
+
+    def write(
+        self,
+        buffer: bytes | bytearray | memoryview,
+        offset_bytes: int,
+        *,
+        give_back: Callable[[], None] | None = None,
+    ) -> None:
+        self.skip_to(offset_bytes)
+        super().write(buffer, offset_bytes, give_back=give_back)
+
+    def skip_to(self, offset_bytes: int) -> None:
+        """Raises BenchError when a chunk is not there any more: nothing here takes any away."""
+        gap = offset_bytes - self.position_bytes
+        if gap and self.skip_unchanged(gap) != gap:
+            raise BenchError("a chunk of the backup before is gone")
 
 
 class _Meter:
@@ -140,7 +160,7 @@ def _backup(order: Order) -> None:
         with (
             open_export(order.export) as export,
             DiskChain(DatastoreFiles({"bench": export}), f"[bench] {order.disk}/disk.vmdk") as chain,
-            DiskWriter(session, DISK, chain.capacity_bytes, previous=previous) as writer,
+            _Writer(session, DISK, chain.capacity_bytes, previous=previous) as writer,
         ):
             if order.changed is None:
                 _copy(chain, writer, _Silent())
@@ -167,21 +187,15 @@ def _backup(order: Order) -> None:
     )
 
 
-def _copy_changed(chain: DiskChain, writer: DiskWriter, changed: list[tuple[int, int]]) -> None:
+def _copy_changed(chain: DiskChain, writer: _Writer, changed: list[tuple[int, int]]) -> None:
     """Read the chunks that hold a changed byte; take the others as they are in the backup before."""
     size = DEFAULT_CHUNK_SIZE_BYTES
     touched = {
         number for start, length in changed for number in range(start // size, -(-(start + length) // size))
     }
-    position = 0
-    for first, last in _runs(sorted(touched)):
-        for begin, end in ((position, first * size), (first * size, min(last * size, chain.capacity_bytes))):
-            known = begin == position
-            taken = writer.skip_unchanged(end - begin) if known and end > begin else 0
-            _copy_range(chain, writer, _Silent(), begin + taken, end)
-        position = min(last * size, chain.capacity_bytes)
-    taken = writer.skip_unchanged(chain.capacity_bytes - position)
-    _copy_range(chain, writer, _Silent(), position + taken, chain.capacity_bytes)
+    spans = [(first * size, min(last * size, chain.capacity_bytes)) for first, last in _runs(sorted(touched))]
+    _copy_spans(chain, writer, _Silent(), spans)
+    writer.skip_to(chain.capacity_bytes)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

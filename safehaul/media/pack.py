@@ -21,7 +21,6 @@ docs/repository-format.md.
 
 from __future__ import annotations
 
-import mmap
 import secrets
 import struct
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from safehaul.direct_io import BLOCK_BYTES, page_buffer
 from safehaul.errors import IntegrityError, InvalidInputError
 from safehaul.media.codec import FLAG_ZSTD, ID_LENGTH, Decompressor
 from safehaul.media.envelope import Kind, check_common_header, pack_common_header
@@ -47,7 +47,6 @@ MAX_CHUNKS = 1 << 16
 
 MAX_PACK_BYTES = 1 << 30
 
-_BLOCK_BYTES = 4096
 _BUFFER_BYTES = 2 << 20
 
 
@@ -118,7 +117,7 @@ class PackBuilder:
         self._entries: list[ChunkEntry] = []
         self._upload = store.create(pack_name(self.pack_id))
         # Of pages, because direct I/O asks for whole ones; it grows when a frame does not fit.
-        self._buffer = _pages(_BUFFER_BYTES)
+        self._buffer = page_buffer(_BUFFER_BYTES)
         self._filled = 0
         self._written = 0
         header = pack_common_header(Kind.PACK, keys.suite) + self.pack_id + bytes(16)
@@ -143,12 +142,12 @@ class PackBuilder:
     def _make_room(self, length: int) -> None:
         if self._filled + length <= len(self._buffer):
             return
-        whole = self._filled - self._filled % _BLOCK_BYTES
+        whole = self._filled - self._filled % BLOCK_BYTES
         self._write(whole)
         rest = self._buffer[whole : whole + self._filled]
         needed = self._filled + length
         if needed > len(self._buffer):
-            self._buffer = _pages(needed)
+            self._buffer = page_buffer(needed)
         self._buffer[: self._filled] = rest
 
     def _write(self, length: int) -> None:
@@ -190,10 +189,6 @@ class PackBuilder:
     def abort(self) -> None:
         """Throw the pack away. Harmless after `seal`."""
         self._upload.abort()
-
-
-def _pages(length: int) -> memoryview:
-    return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 def _trailer_digest(key: bytes, pack_id: bytes, trailer: bytes, signed: bytes) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from safehaul.direct_io import DirectWriter
 from safehaul.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -31,9 +31,6 @@ from safehaul.media.names import check_name, check_prefix
 from safehaul.media.object_store import ObjectInfo
 
 _TEMPORARY = ".new-"
-_BLOCK_BYTES = 4096
-_DIRECT_BYTES = 1 << 20
-"""Smaller writes go through the page cache."""
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -73,39 +70,16 @@ class _LocalUpload:
             self._file = self._temporary.open("xb", buffering=0)
         except OSError as error:
             raise _translated(error, "create", self._temporary) from error
-        self._direct = False
-        self._may_go_direct = True
+        self._writer = DirectWriter(self._file.fileno())
+        self._written = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert self._file is not None, "write after commit or abort"
-        view = memoryview(data)
         try:
-            whole = len(view) >= _DIRECT_BYTES and not len(view) % _BLOCK_BYTES
-            self._go_direct(whole and self._may_go_direct)
-            while view:
-                try:
-                    written = self._file.write(view)
-                except OSError as error:
-                    if error.errno != errno.EINVAL or not self._direct:
-                        raise
-                    # The file system or the device wants other blocks or cannot do it: through the page cache then.
-                    self._may_go_direct = False
-                    self._go_direct(False)
-                    continue
-                view = view[written:]
+            self._writer.write_at(data, self._written)
         except OSError as error:
             raise _translated(error, "write", self._temporary) from error
-
-    def _go_direct(self, wanted: bool) -> None:
-        """Write past the page cache, or through it. Past it, the same bytes cost a tenth of the CPU (measured)."""
-        if wanted == self._direct or self._file is None:
-            return
-        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
-        flags = flags | os.O_DIRECT if wanted else flags & ~os.O_DIRECT
-        # Not every file system has it; the flag is only a wish.
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
-            self._direct = wanted
+        self._written += len(data)
 
     def commit(self) -> None:
         assert self._file is not None, "commit after commit or abort"

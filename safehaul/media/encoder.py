@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from safehaul.media.codec import HOLE, Compressor, Encoded, ZeroTest, chunk_id
 
-HELD_CHUNKS = 12
+HELD_CHUNKS = 8
 """Chunks under way at once."""
 
 THREADS = 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
@@ -80,7 +80,7 @@ class DiskWriter:
         self._on_durable = on_durable
         resume = self._recorder.resume(_SEEN_LIMIT)
         self._seen: OrderedDict[bytes, None] = OrderedDict.fromkeys(resume.recent_ids)
-        self._stats = resume.stats
+        self._counts = asdict(resume.stats)
         self._next_chunk = self._segment_start = resume.next_chunk
         self._position = min(resume.next_chunk * self._chunk_size, capacity_bytes)
         self.resume_offset_bytes = self._position
@@ -110,7 +110,7 @@ class DiskWriter:
     def stats(self) -> DiskStats:
         """Sums up to now, over all tries of the session; chunks and packs under way are not in them yet."""
         recorder = self._recorder
-        return replace(self._stats, bytes_stored=recorder.stored_bytes, packs=recorder.packs)
+        return DiskStats(**self._counts | {"bytes_stored": recorder.stored_bytes, "packs": recorder.packs})
 
     @property
     def position_bytes(self) -> int:
@@ -215,20 +215,17 @@ class DiskWriter:
 
     def _take(self, chunk: Encoded) -> None:
         """Account for the next chunk of the disk, in order, and put it into the open pack if it is new."""
-        stats, length = self._stats, chunk.raw_length
-        stats = replace(stats, bytes_read=stats.bytes_read + length)
+        length, counts = chunk.raw_length, self._counts
         if chunk.chunk_id == HOLE:
-            stats = replace(stats, bytes_zero=stats.bytes_zero + length)
+            counts["bytes_zero"] += length
         elif chunk.payload is None or chunk.chunk_id in self._seen:
             # Compressed in vain when an equal chunk was under way at the same time: rare, and in order.
-            if self._is_unchanged(chunk.chunk_id):
-                stats = replace(stats, bytes_unchanged=stats.bytes_unchanged + length)
-            else:
-                stats = replace(stats, bytes_deduplicated=stats.bytes_deduplicated + length)
+            unchanged = self._is_unchanged(chunk.chunk_id)
+            counts["bytes_unchanged" if unchanged else "bytes_deduplicated"] += length
         else:
-            stats = replace(stats, bytes_new=stats.bytes_new + length)
+            counts["bytes_new"] += length
             self._store(chunk, chunk.payload)
-        self._stats = stats
+        counts["bytes_read"] += length
         self._digests += chunk.chunk_id
         self._next_chunk += 1
         self._end_segment_if_due()
@@ -266,7 +263,7 @@ class DiskWriter:
         # Waiting first: should it raise, `close` still finds the open pack and throws it away.
         self._collect(leave=_SEGMENTS_UNDER_WAY - 1)
         segment = Segment(
-            self._segment_start, self._next_chunk, bytes(self._digests), self._pack, self._stats
+            self._segment_start, self._next_chunk, bytes(self._digests), self._pack, DiskStats(**self._counts)
         )
         self._segment_start, self._pack = self._next_chunk, None
         self._digests.clear()

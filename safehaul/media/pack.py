@@ -24,6 +24,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, wait
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -108,9 +109,10 @@ class PackBuilder:
     """Writes one new pack. The id is fresh and random: never taken from content or from a workflow's id.
 
     Frames are made in a buffer that is written in whole blocks, so that a store can write them past the page cache.
+    With `writes`, an executor of one thread, they are written there while the next ones are made in another buffer.
     """
 
-    def __init__(self, store: ObjectStore, keys: RepositoryKeys) -> None:
+    def __init__(self, store: ObjectStore, keys: RepositoryKeys, writes: Executor | None = None) -> None:
         self.pack_id = secrets.token_bytes(ID_LENGTH)
         self._keys = keys
         self._cipher = keys.frames(self.pack_id)
@@ -118,6 +120,9 @@ class PackBuilder:
         self._upload = store.create(pack_name(self.pack_id))
         # Of pages, because direct I/O asks for whole ones; it grows when a frame does not fit.
         self._buffer = page_buffer(_BUFFER_BYTES)
+        self._other = page_buffer(_BUFFER_BYTES) if writes is not None else self._buffer
+        self._writes = writes
+        self._writing: Future[None] | None = None
         self._filled = 0
         self._written = 0
         header = pack_common_header(Kind.PACK, keys.suite) + self.pack_id + bytes(16)
@@ -143,17 +148,30 @@ class PackBuilder:
         if self._filled + length <= len(self._buffer):
             return
         whole = self._filled - self._filled % BLOCK_BYTES
+        rest = self._buffer[whole : self._filled]
         self._write(whole)
-        rest = self._buffer[whole : whole + self._filled]
+        # What was written from the other buffer is done: two writes never wait.
+        self._buffer, self._other = self._other, self._buffer
         needed = self._filled + length
         if needed > len(self._buffer):
             self._buffer = page_buffer(needed)
         self._buffer[: self._filled] = rest
 
     def _write(self, length: int) -> None:
-        self._upload.write(self._buffer[:length])
+        self._wait()
+        data = self._buffer[:length]
+        if self._writes is None:
+            self._upload.write(data)
+        else:
+            self._writing = self._writes.submit(self._upload.write, data)
         self._written += length
         self._filled -= length
+
+    def _wait(self) -> None:
+        """Until the write under way is done. Raises what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def add(self, chunk_id: bytes, raw_length: int, flags: int, payload: bytes | memoryview) -> None:
         """Append one chunk."""
@@ -183,11 +201,15 @@ class PackBuilder:
         self._append(trailer)
         self._append(signed + trailer_digest + bytes(8) + _FOOTER_MAGIC)
         self._write(self._filled)
+        self._wait()
         self._upload.commit()
         return SealedPack(self.pack_id, self.size_bytes)
 
     def abort(self) -> None:
         """Throw the pack away. Harmless after `seal`."""
+        if self._writing is not None:
+            # Nothing may be written any more when the file is closed; whether it failed does not matter now.
+            wait([self._writing])
         self._upload.abort()
 
 

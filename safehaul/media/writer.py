@@ -92,6 +92,7 @@ class DiskWriter:
             self._repository.keys.chunk, self._chunk_size, self._is_known, self._take, threads
         )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="durable")
+        self._writes = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +210,7 @@ class DiskWriter:
         if self._pack is not None:
             self._pack.abort()
             self._pack = None
+        self._writes.shutdown(wait=True)
 
     def _is_known(self, chunk_id: bytes) -> bool:
         return chunk_id in self._seen or self._repository.usable(chunk_id) is not None
@@ -240,7 +242,7 @@ class DiskWriter:
 
     def _store(self, chunk: Encoded, payload: bytes | memoryview) -> None:
         if self._pack is None:
-            self._pack = PackBuilder(self._repository.store, self._repository.keys)
+            self._pack = PackBuilder(self._repository.store, self._repository.keys, self._writes)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, payload)
         self._seen[chunk.chunk_id] = None
         if len(self._seen) > _SEEN_LIMIT:

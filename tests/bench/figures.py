@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -71,13 +71,20 @@ def paired(runs: Sequence[Run], step: Step, upper: str, lower: str, value: Value
 class Figures:
     """The figures of a benchmark, and for each that could not be measured the reason."""
 
-    def __init__(self, runs: Sequence[Run], images: Images, missing: dict[str, str]) -> None:
-        """`missing`: contender → why it did not run."""
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        images: Images,
+        missing: dict[str, str],
+        jobs: Mapping[str, float | str | None] | None = None,
+    ) -> None:
+        """`missing`: contender → why it did not run. `jobs`: figures of whole jobs, or for each why there is none."""
         self._runs = runs
         self._images = images
         self._missing = missing
         self._stored_by = LOCAL if HEADLINE in missing else HEADLINE
-        self._notes: dict[str, str] = {}
+        self._notes = {key: value for key, value in (jobs or {}).items() if isinstance(value, str)}
+        self._jobs = {key: None if isinstance(value, str) else value for key, value in (jobs or {}).items()}
 
     def as_json(self) -> dict[str, object]:
         """The object that the benchmark prints last; `not_measured` says why a value is null."""
@@ -106,7 +113,7 @@ class Figures:
         values["stored_vs_restic"] = ours and ours.middle
         # Not the median: it is a bound.
         values["stream_memory_mib"] = memory and memory.most
-        values |= self._four_streams()
+        values |= self._four_streams() | self._jobs
         values["start_s_not_counted"] = start and start.middle
         values["open_s_counted"] = opening and opening.middle
         for key, value in values.items():

@@ -93,7 +93,7 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
         runs.append(_run(HEADLINE, Step.STREAMS, number, 5.0))
         runs.append(_run(HEADLINE, Step.RESTORE, number, 1.0, flush_s=3.0))
         runs += [_run(peer, Step.RESTORE, number, 3.0, flush_s=3.0) for peer in (RESTIC, BORG)]
-    jobs = {"job_wall_s": 20.0, "job_mib_per_s": "no data centre"}
+    jobs: dict[str, float | str | None] = {"job_wall_s": 20.0, "job_mib_per_s": "no data centre"}
     found = Figures(runs, _images(tmp_path), {}, jobs).as_json()
     assert set(found) >= KEYS
     assert found["full_cpu_s_per_gib"] == 1.5

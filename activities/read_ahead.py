@@ -33,16 +33,17 @@ class ReadAhead:
         self,
         read_into: Callable[[int, memoryview], int],
         spans: Iterable[tuple[int, int]],
-        held_bytes: int,
+        held_pieces: int,
     ) -> None:
         """`read_into(offset, buffer)` fills the buffer; threads may share it. `spans`: (start, end), in order.
 
-        `held_bytes`: of what was taken, the taker gives back all but this much before it takes more.
+        `held_pieces`: of what was taken, the taker gives back all but this many before it takes more.
         """
         self._read_into = read_into
         self._units = _units(spans)
         self._free: list[memoryview] = []
-        self._to_make = _AHEAD + 1 + -(-held_bytes // READ_BYTES)
+        # Only a limit: a buffer is made when none is free.
+        self._to_make = _AHEAD + 1 + held_pieces
         self._under_way: deque[tuple[int, memoryview, memoryview, Future[int]]] = deque()
         self._pool = ThreadPoolExecutor(_READS, thread_name_prefix="read-ahead")
 
@@ -60,6 +61,7 @@ class ReadAhead:
         """Return the next bytes, or None at the end. Raises what reading raises."""
         self._read_on()
         if not self._under_way:
+            assert self._free or self._to_make, "the taker keeps more than it said"
             return None
         offset, data, buffer, reading = self._under_way.popleft()
         reading.result()

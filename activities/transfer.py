@@ -224,7 +224,7 @@ def _copy_spans(
     chain: DiskChain, writer: DiskWriter, watch: _Watch, spans: Iterable[tuple[int, int]]
 ) -> None:
     """Read parts of the disk, (start, end), ahead of the writer. What lies between them the caller answers for."""
-    with ReadAhead(chain.read_into, spans, writer.held_bytes) as ahead:
+    with ReadAhead(chain.read_into, spans, writer.held_buffers) as ahead:
         offset = writer.resume_offset_bytes
         while True:
             watch.waits(offset, "filer")

@@ -119,9 +119,9 @@ class DiskWriter:
         return self._position
 
     @property
-    def held_bytes(self) -> int:
-        """Of lent buffers, at most this much is not given back yet when `write` returns."""
-        return HELD_CHUNKS * self._chunk_size
+    def held_buffers(self) -> int:
+        """At most so many lent buffers are not given back yet when `write` returns."""
+        return HELD_CHUNKS
 
     def write(
         self,

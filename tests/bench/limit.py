@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from activities.read_ahead import READ_BYTES, Piece, ReadAhead
+from activities.read_ahead import Piece, ReadAhead
 from safehaul.direct_io import BLOCK_BYTES, DirectWriter, page_buffer
 from safehaul.media.codec import Compressor, ZeroTest
 from safehaul.messages.exports import ExportDefinition
@@ -78,7 +78,7 @@ def compress_all(file: NasFile, target: Path) -> float:
                 frames.add(frame.result())
             piece.give_back()
 
-        with ReadAhead(file.read_into, [(0, file.size_bytes)], _HELD_PIECES * READ_BYTES) as ahead:
+        with ReadAhead(file.read_into, [(0, file.size_bytes)], _HELD_PIECES) as ahead:
             while (piece := ahead.take()) is not None:
                 data = piece.data
                 chunks = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]

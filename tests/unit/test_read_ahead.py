@@ -29,7 +29,7 @@ def read_into(offset: int, buffer: memoryview) -> int:
 def test_spans_come_in_order_whatever_the_taker_keeps(spans: list[tuple[int, int]], held: int) -> None:
     kept: deque[tuple[int, memoryview, object]] = deque()
     position = [start for start, end in spans for start in range(start, end, READ_BYTES)]
-    with ReadAhead(read_into, spans, held * READ_BYTES) as ahead:
+    with ReadAhead(read_into, spans, held) as ahead:
         while (piece := ahead.take()) is not None:
             kept.append(piece)
             if len(kept) > held:
@@ -71,7 +71,7 @@ def test_a_failed_read_comes_after_what_was_read_before_it() -> None:
             raise ConnectionLostError("the filer is gone")
         return read_into(offset, buffer)
 
-    with ReadAhead(fail, [(0, SIZE)], READ_BYTES) as ahead:
+    with ReadAhead(fail, [(0, SIZE)], 1) as ahead:
         piece = ahead.take()
         assert piece is not None
         assert piece.offset_bytes == 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from activities.beat import beat
@@ -12,6 +11,7 @@ from activities.disks import Volumes, check_same, identity_of, open_disk, volume
 from activities.errors import step
 from activities.hold import check_hold
 from activities.peers import Peers
+from activities.read_ahead import ReadAhead
 from safehaul.errors import IntegrityError, NotFoundError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, sessions
 from safehaul.media.disk_map import DiskMap
@@ -32,9 +32,6 @@ from safehaul.messages.steps import (
 from safehaul.vmdk.chain import DiskChain
 from safehaul.vsphere import vms
 
-# Two buffers a stream: one is read into while the other is hashed and compressed. With 8 MiB each, and what the NFS
-# client holds of a read, a stream took 64 MiB of memory and more; with 4 MiB it takes 53.
-READ_BYTES = 4 * 1024 * 1024
 WATCH_EVERY_S = 30.0
 
 
@@ -220,29 +217,21 @@ def _vanished_is_moved(vm: VmRef, disk: VmDisk) -> Iterator[None]:
 
 def _copy(chain: DiskChain, writer: DiskWriter, watch: _Watch) -> None:
     """Read the disk from where the writer needs it to its end."""
-    _copy_range(chain, writer, watch, writer.resume_offset_bytes, chain.capacity_bytes)
+    _copy_spans(chain, writer, watch, [(writer.resume_offset_bytes, chain.capacity_bytes)])
 
 
-def _copy_range(chain: DiskChain, writer: DiskWriter, watch: _Watch, offset: int, end: int) -> None:
-    """Read a range of the disk, one buffer ahead of the writer."""
-    if offset >= end:
-        return
-    buffers = [bytearray(READ_BYTES), bytearray(READ_BYTES)]
-
-    def read(at: int, buffer: bytearray) -> int:
-        length = min(READ_BYTES, end - at)
-        return chain.read_into(at, memoryview(buffer)[:length])
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as ahead:
-        pending: Future[int] = ahead.submit(read, offset, buffers[0])
-        while offset < end:
+def _copy_spans(
+    chain: DiskChain, writer: DiskWriter, watch: _Watch, spans: Iterable[tuple[int, int]]
+) -> None:
+    """Read parts of the disk, (start, end), ahead of the writer. What lies between them the caller answers for."""
+    with ReadAhead(chain.read_into, spans, writer.held_buffers) as ahead:
+        offset = writer.resume_offset_bytes
+        while True:
             watch.waits(offset, "filer")
             watch.look()
-            length = pending.result()
-            full = buffers[0]
-            buffers.reverse()
-            if offset + length < end:
-                pending = ahead.submit(read, offset + length, buffers[0])
-            watch.waits(offset, "repository")
-            writer.write(memoryview(full)[:length], offset)
-            offset += length
+            piece = ahead.take()
+            if piece is None:
+                return
+            watch.waits(piece.offset_bytes, "repository")
+            writer.write(piece.data, piece.offset_bytes, give_back=piece.give_back)
+            offset = piece.offset_bytes + len(piece.data)

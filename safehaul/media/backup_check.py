@@ -14,7 +14,7 @@ from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.codec import HOLE
 from safehaul.media.disk_map import PAGE_CHUNKS, DiskMap
 from safehaul.media.manifest import BackupRef, ManifestDisk, manifest_name, read_index
-from safehaul.media.reader import WINDOW_CHUNKS, BackupReader
+from safehaul.media.reader import BackupReader, window_chunks
 from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
 
@@ -201,7 +201,7 @@ class _Check:
                 self._read += length
             except _BROKEN as error:
                 self._add(part, number * size, length, str(error))
-                stop = min(chunks.stop, number + WINDOW_CHUNKS)
+                stop = min(chunks.stop, number + window_chunks(size))
             self._progress(length)
         return min(stop * size, disk.capacity_bytes)
 

@@ -40,18 +40,18 @@ class Encoded(NamedTuple):
 
 
 class ZeroTest:
-    """Tells whether a buffer holds only zeros.
+    """Tells whether bytes are all zero.
 
-    Comparing a bytearray with bytes is one memcmp (46 GB/s measured); memoryviews compare item by item at
-    0.5 GB/s while they hold the interpreter's lock.
+    `bytes.startswith` compares with one memcmp (50 GB/s measured) whatever buffer it is given; memoryviews compare
+    item by item at 0.5 GB/s.
     """
 
-    def __init__(self, size_bytes: int) -> None:
-        self._zeros = bytes(size_bytes)
+    def __init__(self, limit_bytes: int) -> None:
+        self._zeros = bytes(limit_bytes)
 
-    def __call__(self, buffer: bytearray) -> bool:
-        """`buffer` has exactly `size_bytes` bytes."""
-        return buffer == self._zeros
+    def __call__(self, data: bytearray | memoryview) -> bool:
+        """`data` has at most `limit_bytes` bytes."""
+        return self._zeros.startswith(data)
 
 
 class Compressor:

@@ -1,8 +1,9 @@
 """From bytes in order to chunk ids and payloads in order, over a few threads.
 
-The caller's thread copies bytes into one of a fixed number of chunk buffers; threads test for zeros, hash, ask
-whether the chunk is stored already, and compress; results come back in the order of the disk. The C calls
-release the interpreter's lock. Memory: SLOTS buffers of one chunk and as many compressed ones.
+Threads test chunks for zeros, hash, ask whether the chunk is stored already, and compress; results come back in the
+order of the disk, on the caller's thread. The C calls release the interpreter's lock. Whole chunks are used where
+they lie, if the caller lends his buffer; else they are copied. Memory: at most HELD_CHUNKS chunks of lent buffers,
+or of our own, and as many compressed ones.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from typing import NamedTuple
 
 from safehaul.media.codec import HOLE, Compressor, Encoded, ZeroTest, chunk_id
 
-SLOTS = 8
+HELD_CHUNKS = 8
 """Chunks under way at once."""
 
 THREADS = 2
 
 
-class _Slot(NamedTuple):
-    buffer: bytearray
-    view: memoryview
+class _Pending(NamedTuple):
+    result: Encoded | Future[Encoded]
+    after: tuple[Callable[[], None], ...] = ()
+    """Called when the result has been used, on the caller's thread."""
 
 
 class ChunkEncoder:
@@ -46,44 +48,50 @@ class ChunkEncoder:
         self._is_zero = ZeroTest(chunk_size_bytes)
         self._compressor = Compressor()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
-        self._free: deque[_Slot] = deque()
-        for _ in range(SLOTS):
-            buffer = bytearray(chunk_size_bytes)
-            self._free.append(_Slot(buffer, memoryview(buffer)))
-        self._pending: deque[tuple[Future[Encoded], _Slot | None]] = deque()
-        self._slot: _Slot | None = None
+        self._free: list[memoryview] = []
+        self._pending: deque[_Pending] = deque()
+        self._slot: memoryview | None = None
         self._filled = 0
 
-    def feed(self, data: memoryview) -> None:
-        """Take bytes, which follow those of the last call. `data` may be reused after the call."""
+    def feed(self, data: memoryview, give_back: Callable[[], None] | None = None) -> None:
+        """Take bytes, which follow those of the last call.
+
+        Without `give_back`, `data` may be reused after the call; with it, when `give_back` has been called, on this
+        thread and during this call or a later one. Of all lent buffers at most HELD_CHUNKS chunks are kept.
+        """
+        lent = False
         while data:
+            if give_back is not None and self._slot is None and len(data) >= self._size:
+                self._submit(data[: self._size])
+                data, lent = data[self._size :], True
+                continue
             if self._slot is None:
-                while not self._free:
-                    self._take_oldest()
-                self._slot = self._free.popleft()
+                # Before the buffer is taken: what is waited for may free one.
+                self._make_room()
+                self._slot = self._free.pop() if self._free else memoryview(bytearray(self._size))
             count = min(len(data), self._size - self._filled)
-            self._slot.view[self._filled : self._filled + count] = data[:count]
+            self._slot[self._filled : self._filled + count] = data[:count]
             self._filled += count
             data = data[count:]
             if self._filled == self._size:
                 self.end_chunk()
+        if give_back is None:
+            return
+        if lent and self._pending:
+            last = self._pending.pop()
+            self._pending.append(_Pending(last.result, (*last.after, give_back)))
+        else:
+            give_back()
 
     def feed_hole(self) -> None:
         """Take one whole chunk that is known to be zero. Only at a chunk's start."""
         assert self._filled == 0, "a hole in the middle of a chunk is fed as zeros"
-        self._append_done(Encoded(HOLE, self._size))
+        self._append(Encoded(HOLE, self._size))
 
     def feed_stored(self, chunk_id: bytes, length: int) -> None:
         """Take one whole chunk that is stored already, by its id. Only at a chunk's start."""
         assert self._filled == 0, "a stored chunk in the middle of another one"
-        self._append_done(Encoded(chunk_id, length))
-
-    def _append_done(self, encoded: Encoded) -> None:
-        done: Future[Encoded] = Future()
-        done.set_result(encoded)
-        self._pending.append((done, None))
-        while len(self._pending) > SLOTS:
-            self._take_oldest()
+        self._append(Encoded(chunk_id, length))
 
     def end_chunk(self) -> None:
         """Close the chunk that is being filled; it may be short (the last of a disk or a file)."""
@@ -91,7 +99,7 @@ class ChunkEncoder:
             return
         slot, length = self._slot, self._filled
         self._slot, self._filled = None, 0
-        self._pending.append((self._pool.submit(self._encode, slot, length), slot))
+        self._submit(slot[:length], lambda: self._free.append(slot))
 
     def drain(self) -> None:
         """Hand over every result that is still under way."""
@@ -102,19 +110,29 @@ class ChunkEncoder:
         """Stop the threads; results under way are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take_oldest(self) -> None:
-        future, slot = self._pending.popleft()
-        # The payload may be the slot itself: it is free only after the result has been used.
-        self._on_chunk(future.result())
-        if slot is not None:
-            self._free.append(slot)
+    def _submit(self, data: memoryview, *after: Callable[[], None]) -> None:
+        self._make_room()
+        self._pending.append(_Pending(self._pool.submit(self._encode, data), after))
 
-    def _encode(self, slot: _Slot, length: int) -> Encoded:
-        if length < self._size:
-            slot.view[length:] = bytes(self._size - length)
-        if self._is_zero(slot.buffer):
+    def _append(self, encoded: Encoded) -> None:
+        self._make_room()
+        self._pending.append(_Pending(encoded))
+
+    def _make_room(self) -> None:
+        while len(self._pending) >= HELD_CHUNKS:
+            self._take_oldest()
+
+    def _take_oldest(self) -> None:
+        result, after = self._pending.popleft()
+        # The payload may be the chunk itself: its buffer is free only after the result has been used.
+        self._on_chunk(result.result() if isinstance(result, Future) else result)
+        for call in after:
+            call()
+
+    def _encode(self, data: memoryview) -> Encoded:
+        length = len(data)
+        if self._is_zero(data):
             return Encoded(HOLE, length)
-        data = slot.view[:length]
         identity = chunk_id(self._key, data)
         if self._known(identity):
             return Encoded(identity, length)

@@ -34,9 +34,12 @@ class FrameCipher:
         self._pack_id = pack_id
         self._aead = AESGCM(key)
 
-    def seal(self, header: bytes, offset: int, payload: bytes | memoryview) -> bytes:
-        """Return the sealed payload of the frame whose 48-byte header stands at `offset` of the pack."""
-        return self._aead.encrypt(_nonce(offset), payload, header + self._pack_id)
+    def seal_into(self, header: bytes, offset: int, payload: bytes | memoryview, out: memoryview) -> None:
+        """Seal the payload of the frame whose 48-byte header stands at `offset` of the pack.
+
+        `out` is TAG_LENGTH longer than the payload.
+        """
+        self._aead.encrypt_into(_nonce(offset), payload, header + self._pack_id, out)
 
     def open(self, header: bytes, offset: int, sealed: bytes | memoryview) -> bytes:
         """Undo `seal`. Raises IntegrityError when a bit of payload, header, place or pack is another one."""

@@ -13,9 +13,10 @@ Layout (little endian), version 1:
 Suite 1 differs in one thing: each payload is encrypted, and 16 bytes (the tag) longer; its frame's header, its place
 and the pack's id are bound to it. Headers and trailer stay readable: ids are keyed, but chunks' lengths can be seen.
 
-Body digest: keyed BLAKE3 of all bytes before the trailer. Trailer digest: keyed BLAKE3 of the pack id, the
-trailer and the footer's first 48 bytes. So every byte of a pack is covered, and each index can be rebuilt
-from packs alone. Source: docs/repository-format.md.
+Body digest: keyed BLAKE3 of all bytes before the trailer; in suite 1 of the pack's header and of each frame's header
+and tag, because a tag covers its payload already. Trailer digest: keyed BLAKE3 of the pack id, the trailer and the
+footer's first 48 bytes. So every byte of a pack is covered, and each index can be rebuilt from packs alone. Source:
+docs/repository-format.md.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, wait
 from typing import NamedTuple
 
 from blake3 import blake3
 
+from safehaul.direct_io import BLOCK_BYTES, page_buffer
 from safehaul.errors import IntegrityError, InvalidInputError
 from safehaul.media.codec import FLAG_ZSTD, ID_LENGTH, Decompressor
 from safehaul.media.envelope import Kind, check_common_header, pack_common_header
-from safehaul.media.keys import FrameCipher, RepositoryKeys
+from safehaul.media.keys import SUITE_AES_GCM, TAG_LENGTH, FrameCipher, RepositoryKeys
 from safehaul.media.object_store import ObjectStore
 
 HEADER_LENGTH = 64
@@ -44,6 +47,8 @@ MAX_CHUNKS = 1 << 16
 """Chunks of one pack: bounds the trailer to 3.5 MiB."""
 
 MAX_PACK_BYTES = 1 << 30
+
+_BUFFER_BYTES = 2 << 20
 
 
 class ChunkEntry(NamedTuple):
@@ -79,61 +84,132 @@ def pack_name(pack_id: bytes) -> str:
     return f"packs/{text[:2]}/{text}"
 
 
-class PackBuilder:
-    """Writes one new pack. The id is fresh and random: never taken from content or from a workflow's id."""
+class BodyDigest:
+    """What a pack's footer says of all bytes before the trailer."""
 
-    def __init__(self, store: ObjectStore, keys: RepositoryKeys) -> None:
+    def __init__(self, keys: RepositoryKeys, pack_header: bytes) -> None:
+        self._hasher = blake3(pack_header, key=keys.object)
+        self._sealed = keys.suite == SUITE_AES_GCM
+
+    def add(self, frame: memoryview) -> None:
+        """Count the next frame: header and payload."""
+        if self._sealed:
+            # The tag is over the payload, and the reader checks it with the cipher: no byte need be hashed again.
+            self._hasher.update(frame[: FRAME.size])
+            self._hasher.update(frame[-TAG_LENGTH:])
+        else:
+            self._hasher.update(frame)
+
+    def digest(self) -> bytes:
+        """Of what was added up to now."""
+        return self._hasher.digest()
+
+
+class PackBuilder:
+    """Writes one new pack. The id is fresh and random: never taken from content or from a workflow's id.
+
+    Frames are made in a buffer that is written in whole blocks, so that a store can write them past the page cache.
+    With `writes`, an executor of one thread, they are written there while the next ones are made in another buffer.
+    """
+
+    def __init__(self, store: ObjectStore, keys: RepositoryKeys, writes: Executor | None = None) -> None:
         self.pack_id = secrets.token_bytes(ID_LENGTH)
         self._keys = keys
         self._cipher = keys.frames(self.pack_id)
         self._entries: list[ChunkEntry] = []
         self._upload = store.create(pack_name(self.pack_id))
-        self._hasher = blake3(key=keys.object)
-        self._offset = 0
-        self._append(pack_common_header(Kind.PACK, keys.suite) + self.pack_id + bytes(16))
+        # Of pages, because direct I/O asks for whole ones; it grows when a frame does not fit.
+        self._buffer = page_buffer(_BUFFER_BYTES)
+        self._other = page_buffer(_BUFFER_BYTES) if writes is not None else self._buffer
+        self._writes = writes
+        self._writing: Future[None] | None = None
+        self._filled = 0
+        self._written = 0
+        header = pack_common_header(Kind.PACK, keys.suite) + self.pack_id + bytes(16)
+        self._digest = BodyDigest(keys, header)
+        self._append(header)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes written up to now."""
-        return self._offset
+        """Bytes added up to now."""
+        return self._written + self._filled
 
     @property
     def chunk_count(self) -> int:
         """Chunks added up to now."""
         return len(self._entries)
 
-    def _append(self, data: bytes | memoryview) -> None:
-        self._upload.write(data)
-        self._hasher.update(data)
-        self._offset += len(data)
+    def _append(self, data: bytes) -> None:
+        self._make_room(len(data))
+        self._buffer[self._filled : self._filled + len(data)] = data
+        self._filled += len(data)
+
+    def _make_room(self, length: int) -> None:
+        if self._filled + length <= len(self._buffer):
+            return
+        whole = self._filled - self._filled % BLOCK_BYTES
+        rest = self._buffer[whole : self._filled]
+        self._write(whole)
+        # What was written from the other buffer is done: two writes never wait.
+        self._buffer, self._other = self._other, self._buffer
+        needed = self._filled + length
+        if needed > len(self._buffer):
+            self._buffer = page_buffer(needed)
+        self._buffer[: self._filled] = rest
+
+    def _write(self, length: int) -> None:
+        self._wait()
+        data = self._buffer[:length]
+        if self._writes is None:
+            self._upload.write(data)
+        else:
+            self._writing = self._writes.submit(self._upload.write, data)
+        self._written += length
+        self._filled -= length
+
+    def _wait(self) -> None:
+        """Until the write under way is done. Raises what it raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def add(self, chunk_id: bytes, raw_length: int, flags: int, payload: bytes | memoryview) -> None:
         """Append one chunk."""
         if len(self._entries) >= MAX_CHUNKS:
             raise InvalidInputError(f"a pack holds at most {MAX_CHUNKS} chunks")
         length = len(payload) + self._keys.overhead
-        entry = ChunkEntry(chunk_id, self._offset, length, raw_length, flags)
+        entry = ChunkEntry(chunk_id, self.size_bytes, length, raw_length, flags)
+        self._make_room(FRAME.size + length)
+        frame = self._buffer[self._filled : self._filled + FRAME.size + length]
         header = entry.frame_header()
+        frame[: FRAME.size] = header
         if self._cipher is not None:
-            payload = self._cipher.seal(header, entry.offset, payload)
-        self._append(header)
-        self._append(payload)
+            self._cipher.seal_into(header, entry.offset, payload, frame[FRAME.size :])
+        else:
+            frame[FRAME.size :] = payload
+        self._digest.add(frame)
+        self._filled += len(frame)
         self._entries.append(entry)
 
     def seal(self) -> SealedPack:
         """Write trailer and footer and make the pack durable."""
-        body_digest = self._hasher.digest()
-        trailer_offset = self._offset
+        body_digest = self._digest.digest()
+        trailer_offset = self.size_bytes
         trailer = encode_entries(self._entries)
         signed = struct.pack("<QII32s", trailer_offset, len(self._entries), 0, body_digest)
         trailer_digest = _trailer_digest(self._keys.object, self.pack_id, trailer, signed)
         self._append(trailer)
         self._append(signed + trailer_digest + bytes(8) + _FOOTER_MAGIC)
+        self._write(self._filled)
+        self._wait()
         self._upload.commit()
-        return SealedPack(self.pack_id, self._offset)
+        return SealedPack(self.pack_id, self.size_bytes)
 
     def abort(self) -> None:
         """Throw the pack away. Harmless after `seal`."""
+        if self._writing is not None:
+            # Nothing may be written any more when the file is closed; whether it failed does not matter now.
+            wait([self._writing])
         self._upload.abort()
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from blake3 import blake3
-
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import (
     FRAME,
     HEADER_LENGTH,
+    BodyDigest,
     ChunkEntry,
     SealedPack,
     check_pack_header,
@@ -62,17 +61,17 @@ class PackChecker:
             return PackFindings(pack, [], damaged_pack=str(error))
         findings = PackFindings(pack, contents.entries)
         problem = ""
-        hasher = blake3(key=self._keys.object)
         try:
             header = self._store.get_range(name, 0, HEADER_LENGTH)
-            hasher.update(header)
+            digest = BodyDigest(self._keys, header)
             check_pack_header(header, pack.pack_id, self._keys.suite)
             _check_order(contents.entries, contents.body_length, name)
             for window, entries in self._windows(name, contents.entries):
-                hasher.update(window)
                 for entry in entries:
-                    self._check_frame(window, entry.offset - entries[0].offset, entry, findings)
-            if hasher.digest() != contents.body_digest:
+                    at = entry.offset - entries[0].offset
+                    digest.add(window[at : at + entry.end - entry.offset])
+                    self._check_frame(window, at, entry, findings)
+            if digest.digest() != contents.body_digest:
                 problem = f"pack {name} is damaged: its body digest does not agree"
         except (IntegrityError, UnsupportedError) as error:
             # Another version: a newer safehaul's, or a byte that changed. Not to be relied on, either way.

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from safehaul.direct_io import DirectWriter
 from safehaul.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -69,16 +70,16 @@ class _LocalUpload:
             self._file = self._temporary.open("xb", buffering=0)
         except OSError as error:
             raise _translated(error, "create", self._temporary) from error
+        self._writer = DirectWriter(self._file.fileno())
+        self._written = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert self._file is not None, "write after commit or abort"
-        view = memoryview(data)
         try:
-            while view:
-                written = self._file.write(view)
-                view = view[written:]
+            self._writer.write_at(data, self._written)
         except OSError as error:
             raise _translated(error, "write", self._temporary) from error
+        self._written += len(data)
 
     def commit(self) -> None:
         assert self._file is not None, "commit after commit or abort"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +18,7 @@ from safehaul.errors import InvalidInputError
 from safehaul.media.codec import HOLE, ID_LENGTH, Encoded
 from safehaul.media.disk_map import DiskMap, chunk_count
 from safehaul.media.durable import Segment, SegmentRecorder
-from safehaul.media.encoder import THREADS, ChunkEncoder
+from safehaul.media.encoder import HELD_CHUNKS, THREADS, ChunkEncoder
 from safehaul.media.pack import MAX_CHUNKS, PackBuilder
 from safehaul.media.progress import DiskStats
 from safehaul.media.sessions import Session
@@ -80,7 +80,7 @@ class DiskWriter:
         self._on_durable = on_durable
         resume = self._recorder.resume(_SEEN_LIMIT)
         self._seen: OrderedDict[bytes, None] = OrderedDict.fromkeys(resume.recent_ids)
-        self._stats = resume.stats
+        self._counts = asdict(resume.stats)
         self._next_chunk = self._segment_start = resume.next_chunk
         self._position = min(resume.next_chunk * self._chunk_size, capacity_bytes)
         self.resume_offset_bytes = self._position
@@ -92,6 +92,7 @@ class DiskWriter:
             self._repository.keys.chunk, self._chunk_size, self._is_known, self._take, threads
         )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="durable")
+        self._writes = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
     def __enter__(self) -> Self:
         return self
@@ -110,16 +111,34 @@ class DiskWriter:
     def stats(self) -> DiskStats:
         """Sums up to now, over all tries of the session; chunks and packs under way are not in them yet."""
         recorder = self._recorder
-        return replace(self._stats, bytes_stored=recorder.stored_bytes, packs=recorder.packs)
+        return DiskStats(**self._counts | {"bytes_stored": recorder.stored_bytes, "packs": recorder.packs})
 
-    def write(self, buffer: bytes | bytearray | memoryview, offset_bytes: int) -> None:
-        """Take the bytes at `offset_bytes`, which must be where the last call ended. `buffer` may be reused.
+    @property
+    def position_bytes(self) -> int:
+        """Where the next bytes belong."""
+        return self._position
 
-        Raises InvalidInputError for another offset or bytes beyond the capacity.
+    @property
+    def held_buffers(self) -> int:
+        """At most so many lent buffers are not given back yet when `write` returns."""
+        return HELD_CHUNKS
+
+    def write(
+        self,
+        buffer: bytes | bytearray | memoryview,
+        offset_bytes: int,
+        *,
+        give_back: Callable[[], None] | None = None,
+    ) -> None:
+        """Take the bytes at `offset_bytes`, which must be where the last call ended.
+
+        `buffer` may be reused at once; or, which saves a copy, with `give_back` it is lent until that is called, on
+        this thread and by this call or a later one. Raises InvalidInputError for another offset or bytes beyond the
+        capacity.
         """
         data = memoryview(buffer).cast("B")
         self._check(offset_bytes, len(data))
-        self._encoder.feed(data)
+        self._encoder.feed(data, give_back)
         self._advance(len(data))
 
     def write_hole(self, offset_bytes: int, length_bytes: int) -> None:
@@ -191,26 +210,24 @@ class DiskWriter:
         if self._pack is not None:
             self._pack.abort()
             self._pack = None
+        self._writes.shutdown(wait=True)
 
     def _is_known(self, chunk_id: bytes) -> bool:
         return chunk_id in self._seen or self._repository.usable(chunk_id) is not None
 
     def _take(self, chunk: Encoded) -> None:
         """Account for the next chunk of the disk, in order, and put it into the open pack if it is new."""
-        stats, length = self._stats, chunk.raw_length
-        stats = replace(stats, bytes_read=stats.bytes_read + length)
+        length, counts = chunk.raw_length, self._counts
         if chunk.chunk_id == HOLE:
-            stats = replace(stats, bytes_zero=stats.bytes_zero + length)
+            counts["bytes_zero"] += length
         elif chunk.payload is None or chunk.chunk_id in self._seen:
             # Compressed in vain when an equal chunk was under way at the same time: rare, and in order.
-            if self._is_unchanged(chunk.chunk_id):
-                stats = replace(stats, bytes_unchanged=stats.bytes_unchanged + length)
-            else:
-                stats = replace(stats, bytes_deduplicated=stats.bytes_deduplicated + length)
+            unchanged = self._is_unchanged(chunk.chunk_id)
+            counts["bytes_unchanged" if unchanged else "bytes_deduplicated"] += length
         else:
-            stats = replace(stats, bytes_new=stats.bytes_new + length)
+            counts["bytes_new"] += length
             self._store(chunk, chunk.payload)
-        self._stats = stats
+        counts["bytes_read"] += length
         self._digests += chunk.chunk_id
         self._next_chunk += 1
         self._end_segment_if_due()
@@ -225,7 +242,7 @@ class DiskWriter:
 
     def _store(self, chunk: Encoded, payload: bytes | memoryview) -> None:
         if self._pack is None:
-            self._pack = PackBuilder(self._repository.store, self._repository.keys)
+            self._pack = PackBuilder(self._repository.store, self._repository.keys, self._writes)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, payload)
         self._seen[chunk.chunk_id] = None
         if len(self._seen) > _SEEN_LIMIT:
@@ -248,7 +265,7 @@ class DiskWriter:
         # Waiting first: should it raise, `close` still finds the open pack and throws it away.
         self._collect(leave=_SEGMENTS_UNDER_WAY - 1)
         segment = Segment(
-            self._segment_start, self._next_chunk, bytes(self._digests), self._pack, self._stats
+            self._segment_start, self._next_chunk, bytes(self._digests), self._pack, DiskStats(**self._counts)
         )
         self._segment_start, self._pack = self._next_chunk, None
         self._digests.clear()

@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.processes import LabError
 from tests.bench import table
 from tests.bench.contenders import Contender, Product, Step, contenders
 from tests.bench.figures import HEADLINE, LIMIT, Figures
-from tests.bench.images import make_images
+from tests.bench.images import Images, make_images
+from tests.bench.job import figures as job_figures
+from tests.bench.job import run_job
 from tests.bench.processes import BenchError
 from tests.bench.profile import profile, why_not
 from tests.bench.rounds import Rounds
@@ -30,8 +33,10 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 DOCUMENT = ROOT / "docs" / "performance.md"
 _PACKAGES = {"restic": "restic", "borg": "borgbackup", "zstd": "zstd", "mke2fs": "e2fsprogs"}
-_QUICK_STEPS = (Step.READ, Step.FULL, Step.RESTORE, Step.RESCAN, Step.INCREMENT, Step.VERIFY)
+_QUICK_STEPS = tuple(step for step in Step if step not in {Step.RANDOM, Step.ZEROS})
 _MIN_MIB = 32
+_JOBS = 3
+"""Data centres that are built for the job's figures."""
 
 
 def say(text: str) -> None:
@@ -80,16 +85,32 @@ def bench(*, full: bool, rounds: int) -> None:
         running = Rounds(BUILD / "run", images, who, nfs if isinstance(nfs, NfsSource) else None, say)
         runs = [run for number in range(rounds) for run in running.run(number, steps)]
         profiled = _profile(who) if full else ""
+    jobs = _jobs(images, min(rounds, _JOBS)) if full else {}
     rows = table.rows(runs, who, images)
     about = table.machine(images, versions())
     say(f"\n{table.as_text(rows)}\n\n{about}\n")
-    result = json.dumps(Figures(runs, images, missing).as_json())
+    result = json.dumps(Figures(runs, images, missing, jobs).as_json())
     if full:
         today = dt.datetime.now(dt.UTC).date()
         text = f"{today}, {rounds} rounds. {about}\n\n{table.as_markdown(rows)}\n\n{profiled}\n\n```json\n{result}\n```"
         table.write_into(DOCUMENT, text)
         say(f"The table is in {DOCUMENT.relative_to(ROOT)}.")
     say(result)
+
+
+def _jobs(images: Images, count: int) -> dict[str, float | str | None]:
+    """The figures of a whole job, or for each why there is none."""
+    runs = []
+    for number in range(1, count + 1):
+        say(f"Job {number} of {count}, in a data centre of its own …")
+        try:
+            runs.append(run_job(images))
+        except (BenchError, LabError) as error:
+            # The table of an hour must not be lost with it.
+            say(f"The job's figures are left out: {error}")
+            return dict.fromkeys(job_figures([], images), str(error).splitlines()[0])
+        say(f"  {runs[-1].wall_s:.1f} s, of that {runs[-1].transfer_s:.1f} s the transfer")
+    return job_figures(runs, images)
 
 
 @contextmanager

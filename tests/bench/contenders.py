@@ -30,6 +30,7 @@ class Step(StrEnum):
     RESCAN = "rescan"
     INCREMENT = "increment"
     VERIFY = "verify"
+    STREAMS = "four at once"
     RANDOM = "full of random"
     ZEROS = "full of zeros"
 
@@ -40,12 +41,15 @@ DISK_OF = {
     Step.RESTORE: "ext4",
     Step.RESCAN: "ext4",
     Step.INCREMENT: "day2",
+    Step.STREAMS: "ext4",
     Step.RANDOM: "random",
     Step.ZEROS: "zeros",
 }
-"""`verify` reads no disk. `restore` writes back what `full` stored. All but the last two share one repository."""
-ALONE = (Step.RANDOM, Step.ZEROS)
+"""`verify` reads no disk. `restore` writes back what `full` stored. All but ALONE share one repository."""
+ALONE = (Step.STREAMS, Step.RANDOM, Step.ZEROS)
 """Steps with an empty repository of their own."""
+STREAMS = 4
+"""Disks that one process backs up at once in `four at once`: as a job does with four disks on one access node."""
 
 
 class Contender(Protocol):
@@ -100,7 +104,7 @@ class Product:
         call(self._arguments(Order(do="init", repository=self.repository(place), encrypted=self.encrypted)))
 
     def command(self, step: Step, place: Path) -> Command | None:
-        if step is Step.READ:
+        if step is Step.READ or (step is Step.STREAMS and not self.encrypted):
             return None
         store = self.repository(place)
         order = Order(
@@ -117,6 +121,8 @@ class Product:
             order = order.model_copy(update={"do": "restore", "target": restored(place)})
         elif step is Step.VERIFY:
             order = order.model_copy(update={"do": "verify"})
+        elif step is Step.STREAMS:
+            order = order.model_copy(update={"do": "streams", "streams": STREAMS})
         reads = store if step in {Step.RESTORE, Step.VERIFY} else self.images.flat(order.disk)
         return Command(self._arguments(order), inputs=(reads,))
 
@@ -149,7 +155,7 @@ class Bound:
     def command(self, step: Step, place: Path) -> Command | None:
         if (step is Step.READ) != (self.do == "read") or step in {Step.RESTORE, Step.VERIFY}:
             return None
-        if step in {Step.RESCAN, Step.INCREMENT}:
+        if step in {Step.RESCAN, Step.INCREMENT, Step.STREAMS}:
             return None
         disk = DISK_OF[step]
         path = f"{disk}/{self.images.flat(disk).name}"
@@ -179,7 +185,7 @@ class Restic:
 
     def command(self, step: Step, place: Path) -> Command | None:
         environment, store = self._environment(place), self.repository(place)
-        if step is Step.READ:
+        if step in {Step.READ, Step.STREAMS}:
             return None
         if step is Step.VERIFY:
             arguments = ["restic", "check", "--read-data", "--quiet"]
@@ -229,7 +235,7 @@ class Borg:
 
     def command(self, step: Step, place: Path) -> Command | None:
         environment, store = self._environment(place), self.repository(place)
-        if step is Step.READ:
+        if step in {Step.READ, Step.STREAMS}:
             return None
         if step is Step.VERIFY:
             return Command(["borg", "check", "--verify-data", str(store)], environment, inputs=(store,))
@@ -274,7 +280,7 @@ class Zstd:
         if step is Step.RESTORE:
             arguments = ["zstd", "-d", "-q", str(store), "-o", str(restored(place))]
             return Command(arguments, inputs=(store,), flush=restored(place))
-        if step not in {Step.FULL, *ALONE}:
+        if step not in {Step.FULL, Step.RANDOM, Step.ZEROS}:
             return None
         flat = self.images.flat(DISK_OF[step])
         arguments = ["zstd", "-1", "-T2", "-q", "--no-check", str(flat), "-o", str(store)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -71,13 +71,20 @@ def paired(runs: Sequence[Run], step: Step, upper: str, lower: str, value: Value
 class Figures:
     """The figures of a benchmark, and for each that could not be measured the reason."""
 
-    def __init__(self, runs: Sequence[Run], images: Images, missing: dict[str, str]) -> None:
-        """`missing`: contender → why it did not run."""
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        images: Images,
+        missing: dict[str, str],
+        jobs: Mapping[str, float | str | None] | None = None,
+    ) -> None:
+        """`missing`: contender → why it did not run. `jobs`: figures of whole jobs, or for each why there is none."""
         self._runs = runs
         self._images = images
         self._missing = missing
         self._stored_by = LOCAL if HEADLINE in missing else HEADLINE
-        self._notes: dict[str, str] = {}
+        self._notes = {key: value for key, value in (jobs or {}).items() if isinstance(value, str)}
+        self._jobs = {key: None if isinstance(value, str) else value for key, value in (jobs or {}).items()}
 
     def as_json(self) -> dict[str, object]:
         """The object that the benchmark prints last; `not_measured` says why a value is null."""
@@ -86,6 +93,7 @@ class Figures:
         seconds = spread(cpu(run) for run in full)
         zero_gib = spread(run.cost.facts["bytes_zero"] / (1 << 30) for run in full)
         start = spread(run.cost.facts["start_s"] for run in full)
+        opening = spread(run.cost.facts["open_s"] for run in full)
         memory = spread(run.cost.facts["stream_memory_mib"] for run in full)
         values: dict[str, float | None] = {
             "full_cpu_s_per_gib": seconds and seconds.middle / disk_gib,
@@ -105,7 +113,9 @@ class Figures:
         values["stored_vs_restic"] = ours and ours.middle
         # Not the median: it is a bound.
         values["stream_memory_mib"] = memory and memory.most
+        values |= self._four_streams() | self._jobs
         values["start_s_not_counted"] = start and start.middle
+        values["open_s_counted"] = opening and opening.middle
         for key, value in values.items():
             if value is None:
                 self._notes.setdefault(key, self._why(key))
@@ -114,6 +124,22 @@ class Figures:
             "rounds": max((run.round + 1 for run in self._runs), default=0),
             "image_mib": self._images.size_bytes >> 20,
             "not_measured": self._notes,
+        }
+
+    def _four_streams(self) -> dict[str, float | None]:
+        """Disks at once against one alone, by the same work: without the commit, which comes after all of them."""
+        who = self._stored_by
+        alone = {
+            run.round: run.cost.wall_s - run.cost.facts["commit_s"] for run in of(self._runs, who, Step.FULL)
+        }
+        at_once = [run for run in of(self._runs, who, Step.STREAMS) if run.round in alone]
+        faster = spread(run.cost.facts["disks"] * alone[run.round] / run.cost.wall_s for run in at_once)
+        fairness = spread(run.cost.facts["fairness"] for run in at_once)
+        memory = spread(run.cost.facts["stream_memory_mib"] for run in at_once)
+        return {
+            "four_streams_vs_one": faster and faster.middle,
+            "four_streams_fairness": fairness and fairness.least,
+            "four_streams_memory_mib_each": memory and memory.most,
         }
 
     def _from_file(self) -> dict[str, float | None]:

@@ -2,7 +2,8 @@
 
 `backup` does what the worker processes of an access node and a MediaAgent do in steps 11 and 12, with their code: the
 disk's chain over an export, the loop of `transfer_disk`, `DiskWriter`, the local store with its syncs, the read-back
-and the commit. `restore` is the command line's restore to an image, `verify` the full verification.
+and the commit. `streams` backs up one disk several times at once, each time as another VM's, without the read-back.
+`restore` is the command line's restore to an image, `verify` the full verification.
 
 Times begin when everything is imported, because a worker is imported once, and include the opening of the repository
 with its key. The read-back is timed apart: no peer does one.
@@ -14,15 +15,17 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 from typing import Literal
 from unittest.mock import patch
 
 from pydantic import BaseModel, SecretBytes
 
-from activities.transfer import _copy, _copy_range, _Watch
+from activities.transfer import _copy, _copy_spans, _Watch
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.manifest import BackupContents, DiskDescription, read_manifest
 from safehaul.media.reader import BackupReader
@@ -47,7 +50,7 @@ _SECRET = RepositorySecret("passphrase", SecretBytes(b"a passphrase for the benc
 class Order(BaseModel):
     """What one process is to do."""
 
-    do: Literal["init", "backup", "restore", "verify"]
+    do: Literal["init", "backup", "streams", "restore", "verify"]
     repository: Path
     encrypted: bool
     session: str = ""
@@ -59,6 +62,7 @@ class Order(BaseModel):
     previous: str = ""
     """Session of the backup before, if there is one."""
     target: Path | None = None
+    streams: int = 1
 
 
 class _Silent(_Watch):
@@ -72,6 +76,26 @@ class _Silent(_Watch):
 
     def look(self) -> None:
         pass
+
+
+class _Writer(DiskWriter):
+    """Takes what lies between two written ranges from the backup before."""
+
+    def write(
+        self,
+        buffer: bytes | bytearray | memoryview,
+        offset_bytes: int,
+        *,
+        give_back: Callable[[], None] | None = None,
+    ) -> None:
+        self.skip_to(offset_bytes)
+        super().write(buffer, offset_bytes, give_back=give_back)
+
+    def skip_to(self, offset_bytes: int) -> None:
+        """Raises BenchError when a chunk is not there any more: nothing here takes any away."""
+        gap = offset_bytes - self.position_bytes
+        if gap and self.skip_unchanged(gap) != gap:
+            raise BenchError("a chunk of the backup before is gone")
 
 
 class _Meter:
@@ -125,9 +149,10 @@ def _open(order: Order, *, for_writing: bool) -> Repository:
 def _backup(order: Order) -> None:
     assert order.export is not None
     start_s = _age_s()
-    work, read_back = _Meter(), _Meter()
+    work, read_back, opening, committing = _Meter(), _Meter(), _Meter(), _Meter()
     with work.on(), sampled():
-        repository = _open(order, for_writing=True)
+        with opening.on():
+            repository = _open(order, for_writing=True)
         session = open_session(
             repository, order.session, vc_guid=_VM, vm_name="bench", point_in_time=order.session
         )
@@ -140,7 +165,7 @@ def _backup(order: Order) -> None:
         with (
             open_export(order.export) as export,
             DiskChain(DatastoreFiles({"bench": export}), f"[bench] {order.disk}/disk.vmdk") as chain,
-            DiskWriter(session, DISK, chain.capacity_bytes, previous=previous) as writer,
+            _Writer(session, DISK, chain.capacity_bytes, previous=previous) as writer,
         ):
             if order.changed is None:
                 _copy(chain, writer, _Silent())
@@ -150,7 +175,7 @@ def _backup(order: Order) -> None:
         stream_kib = _memory_kib("VmHWM") - base_kib
     with read_back.on():
         verify_session(session)
-    with work.on(), sampled():
+    with work.on(), sampled(), committing.on():
         _commit(session, summary.capacity_bytes)
     stats = summary.stats
     tell(
@@ -158,6 +183,8 @@ def _backup(order: Order) -> None:
             "wall_s": work.wall_s,
             "cpu_s": work.cpu_s,
             "start_s": start_s,
+            "open_s": opening.wall_s,
+            "commit_s": committing.wall_s,
             "read_back_s": read_back.wall_s,
             "read_back_cpu_s": read_back.cpu_s,
             "stream_memory_mib": stream_kib / 1024,
@@ -167,21 +194,63 @@ def _backup(order: Order) -> None:
     )
 
 
-def _copy_changed(chain: DiskChain, writer: DiskWriter, changed: list[tuple[int, int]]) -> None:
+def _streams(order: Order) -> None:
+    """Whoever is the first to end tells how far the others are: that is how fair their shares are."""
+    work, opening = _Meter(), _Meter()
+    writers: list[DiskWriter] = []
+    shares: list[float] = []
+    ready = Barrier(order.streams)
+
+    def stream(number: int, repository: Repository, export: ExportDefinition) -> None:
+        name = f"{order.session}-{number}"
+        session = open_session(repository, name, vc_guid=f"{_VM}{number}", vm_name=name, point_in_time=name)
+        with (
+            open_export(export) as opened,
+            DiskChain(DatastoreFiles({"bench": opened}), f"[bench] {order.disk}/disk.vmdk") as chain,
+            DiskWriter(session, DISK, chain.capacity_bytes) as writer,
+        ):
+            writers.append(writer)
+            ready.wait()
+            _copy(chain, writer, _Silent())
+            if not shares:
+                shares.extend(other.position_bytes / other.capacity_bytes for other in writers)
+            writer.finish()
+
+    assert order.export is not None
+    with work.on():
+        with opening.on():
+            repository = _open(order, for_writing=True)
+        _forget_peak()
+        base_kib = _memory_kib("VmRSS")
+        with ThreadPoolExecutor(order.streams) as pool:
+            streams = [
+                pool.submit(stream, number, repository, order.export) for number in range(order.streams)
+            ]
+            for future in streams:
+                future.result()
+        stream_kib = (_memory_kib("VmHWM") - base_kib) / order.streams
+    # A commit asks for the read-back: both are left out, here and of the full backup that this is compared with.
+    tell(
+        {
+            "wall_s": work.wall_s,
+            "cpu_s": work.cpu_s,
+            "open_s": opening.wall_s,
+            "fairness": min(shares) / max(shares),
+            "stream_memory_mib": stream_kib / 1024,
+            "disks": order.streams,
+        }
+    )
+
+
+def _copy_changed(chain: DiskChain, writer: _Writer, changed: list[tuple[int, int]]) -> None:
     """Read the chunks that hold a changed byte; take the others as they are in the backup before."""
     size = DEFAULT_CHUNK_SIZE_BYTES
     touched = {
         number for start, length in changed for number in range(start // size, -(-(start + length) // size))
     }
-    position = 0
-    for first, last in _runs(sorted(touched)):
-        for begin, end in ((position, first * size), (first * size, min(last * size, chain.capacity_bytes))):
-            known = begin == position
-            taken = writer.skip_unchanged(end - begin) if known and end > begin else 0
-            _copy_range(chain, writer, _Silent(), begin + taken, end)
-        position = min(last * size, chain.capacity_bytes)
-    taken = writer.skip_unchanged(chain.capacity_bytes - position)
-    _copy_range(chain, writer, _Silent(), position + taken, chain.capacity_bytes)
+    spans = [(first * size, min(last * size, chain.capacity_bytes)) for first, last in _runs(sorted(touched))]
+    _copy_spans(chain, writer, _Silent(), spans)
+    writer.skip_to(chain.capacity_bytes)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
@@ -237,7 +306,7 @@ def main(order: Order) -> None:
     if order.do == "init":
         Repository.init(LocalStore(order.repository), secret=_SECRET if order.encrypted else None).close()
     else:
-        {"backup": _backup, "restore": _restore, "verify": _verify}[order.do](order)
+        {"backup": _backup, "streams": _streams, "restore": _restore, "verify": _verify}[order.do](order)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.contenders import Contender, Step
+from tests.bench.contenders import STREAMS, Contender, Step
 from tests.bench.figures import Spread, cpu, of, spread, stored, wall
 from tests.bench.images import Images
 from tests.bench.processes import BenchError
@@ -16,7 +16,7 @@ from tests.bench.rounds import Run
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 COLUMNS = (
     *("step", "who", "wall s", "sync s", "CPU s", "CPU s/GiB", "filer CPU s", "peak MiB", "stored MiB"),
-    *("read-back s", "stream MiB"),
+    *("open s", "read-back s", "stream MiB"),
 )
 
 
@@ -36,6 +36,7 @@ def rows(runs: Sequence[Run], contenders: Sequence[Contender], images: Images) -
 
 def _row(step: Step, contender: Contender, runs: Sequence[Run], disk_gib: float) -> tuple[str, ...]:
     seconds = spread(map(cpu, runs))
+    disks = STREAMS if step is Step.STREAMS else 1
     kept = step not in {Step.READ, Step.RESTORE, Step.VERIFY}
     filer = contender.nfs and step not in {Step.RESTORE, Step.VERIFY}
     return (
@@ -44,10 +45,11 @@ def _row(step: Step, contender: Contender, runs: Sequence[Run], disk_gib: float)
         _shown(spread(map(wall, runs))),
         _shown(spread(run.cost.flush_s for run in runs if run.cost.flush_s)),
         _shown(seconds),
-        f"{seconds.middle / disk_gib:.2f}" if seconds and step is not Step.VERIFY else "",
+        f"{seconds.middle / disk_gib / disks:.2f}" if seconds and step is not Step.VERIFY else "",
         _shown(spread(run.filer_cpu_s for run in runs if filer)),
         _middle(spread(run.cost.peak_mib for run in runs)),
         _middle(spread(stored(run) / (1 << 20) for run in runs)) if kept else "",
+        _shown(_facts(runs, "open_s")),
         _shown(_facts(runs, "read_back_s")),
         _middle(_facts(runs, "stream_memory_mib")),
     )

@@ -44,13 +44,24 @@ KEYS = {
     "restore_vs_borg",
     "stored_vs_restic",
     "stream_memory_mib",
+    "four_streams_vs_one",
+    "four_streams_fairness",
 }
 
 
 def _run(
     contender: str, step: Step, number: int, wall_s: float, *, cpu_s: float = 1.0, flush_s: float = 0.0
 ) -> Run:
-    facts = {"bytes_zero": GIB, "stream_memory_mib": 40.0 + number, "start_s": 0.5, "read_back_s": 2.0}
+    facts = {
+        "bytes_zero": GIB,
+        "stream_memory_mib": 40.0 + number,
+        "start_s": 0.5,
+        "read_back_s": 2.0,
+        "open_s": 0.25,
+        "commit_s": 0.5,
+        "disks": 4,
+        "fairness": 0.9 - 0.1 * number,
+    }
     return Run(contender, step, number, Cost(wall_s, cpu_s, 100.0, flush_s, facts), 1000, 0.25)
 
 
@@ -79,9 +90,11 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
             runs.append(_run(HEADLINE, step, number, 2.0, cpu_s=6.0))
             runs += [_run(LOCAL, step, number, 1.0), _run(LOCAL_LIMIT, step, number, 0.5)]
             runs += [_run(peer, step, number, 5.0) for peer in (RESTIC, BORG, LIMIT)]
+        runs.append(_run(HEADLINE, Step.STREAMS, number, 5.0))
         runs.append(_run(HEADLINE, Step.RESTORE, number, 1.0, flush_s=3.0))
         runs += [_run(peer, Step.RESTORE, number, 3.0, flush_s=3.0) for peer in (RESTIC, BORG)]
-    found = Figures(runs, _images(tmp_path), {}).as_json()
+    jobs: dict[str, float | str | None] = {"job_wall_s": 20.0, "job_mib_per_s": "no data centre"}
+    found = Figures(runs, _images(tmp_path), {}, jobs).as_json()
     assert set(found) >= KEYS
     assert found["full_cpu_s_per_gib"] == 1.5
     assert found["full_cpu_s_per_nonzero_gib"] == 2.0
@@ -92,10 +105,11 @@ def test_the_object_has_the_promised_keys_and_the_right_figures(tmp_path: Path) 
     assert found["restore_unsynced_vs_restic"] == 3.0
     assert found["stored_vs_restic"] == 1.0
     assert found["stream_memory_mib"] == 41.0, "the most, not the median"
+    assert found["four_streams_vs_one"] == 1.2, "four disks of 2.0 s, each 0.5 s for its commit, in 5.0 s"
+    assert found["four_streams_fairness"] == 0.8, "the least, not the median"
+    assert (found["job_wall_s"], found["job_mib_per_s"]) == (20.0, None)
     assert found["rounds"] == 2
-    not_measured = found["not_measured"]
-    assert isinstance(not_measured, dict)
-    assert set(not_measured) == set()
+    assert found["not_measured"] == {"job_mib_per_s": "no data centre"}
     assert json.loads(json.dumps(found)) == found
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safehaul.direct_io import DirectWriter
 from safehaul.errors import AlreadyExistsError, InvalidInputError, PermanentError
 from safehaul.media.manifest import ManifestDisk
 from safehaul.media.reader import BackupReader, Hole
@@ -68,14 +69,13 @@ def write_image(
 
 def _copy(reader: BackupReader, disk: ManifestDisk, target: int, progress: Callable[[int], None]) -> int:
     written = 0
+    writer = DirectWriter(target)
     os.ftruncate(target, disk.capacity_bytes)
     for offset, piece in reader.iter_disk(disk.key):
         if isinstance(piece, Hole):
             progress(offset + piece.length_bytes)
             continue
-        done = 0
-        while done < len(piece):
-            done += os.pwrite(target, piece[done:], offset + done)
+        writer.write_at(piece, offset)
         written += len(piece)
         progress(offset + len(piece))
     os.fsync(target)

@@ -5,7 +5,7 @@ The faults are made by a proxy between the store and a real server, once (they p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -20,6 +20,14 @@ LARGE = bytes(range(256)) * ((2 * PART + 5000) // 256)
 READ = bytes(range(256)) * 800
 TIMEOUT_S = 0.6
 FOR_EVER = 10_000
+QUICK = {"503", "stall_after", "cut_after", "cut_answer"}
+"""Each of the four ways in which a request can go wrong; all their kinds are among the slow tests."""
+
+
+def _sampled(faults: Sequence[str]) -> list[object]:
+    return [pytest.param(fault, marks=() if fault in QUICK else pytest.mark.slow) for fault in faults]
+
+
 TIMES = [pytest.param(1, id="once"), pytest.param(FOR_EVER, id="for-ever", marks=pytest.mark.slow)]
 WRITES: dict[str, tuple[bytes, str]] = {
     "put": (SMALL, "^PUT "),
@@ -71,7 +79,7 @@ def _write(store: DeletingStore, name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("step", sorted(WRITES))
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", _sampled(FAULTS))
 def test_a_write_is_whole_or_not_there_and_an_error_can_be_tried_again(
     seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str, fault: str, step: str, times: int
 ) -> None:
@@ -101,7 +109,9 @@ def test_a_write_is_whole_or_not_there_and_an_error_can_be_tried_again(
 
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("step", sorted(READS))
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in {"500_after", "cut_upload"}])
+@pytest.mark.parametrize(
+    "fault", _sampled([each for each in FAULTS if each not in {"500_after", "cut_upload"}])
+)
 def test_a_read_is_whole_or_an_error_that_can_be_tried_again(
     seaweed: SeaweedServer, proxy: FaultyProxy, prefix: str, fault: str, step: str, times: int
 ) -> None:

@@ -39,7 +39,7 @@ from tests.e2e.site import (
 )
 from tests.ganesha import GANESHA
 
-pytestmark = [*GANESHA]
+pytestmark = [*GANESHA, pytest.mark.slow]
 MIB = 2**20
 OTHER_RULES: dict[str, dict[str, Any]] = {
     "squashed": {"root_access": False},

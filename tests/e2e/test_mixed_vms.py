@@ -38,6 +38,8 @@ from tests.e2e.site import (
     wait_end,
 )
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 MIDDLE = 16 * MIB
 """An offset in the middle of `shared`'s disk: only the transfer reads there."""

@@ -28,6 +28,8 @@ from lab.site import (
 from tests.e2e.restore_site import ALL_PRIVILEGES, Ran
 from tests.e2e.site import data_centre, run_job
 
+pytestmark = pytest.mark.slow
+
 NEAR, FAR = "DC-Lab", "DC-Far"
 STORE = {NEAR: "gold", FAR: "gold-far"}
 """By which name the hosts, and the lab's directories, know each datacentre's datastore `gold`."""

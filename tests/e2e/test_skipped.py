@@ -24,6 +24,8 @@ from lab.site import (
 from safehaul.vm_files import MAX_FILE_BYTES
 from tests.e2e.site import data_centre, run_job, steps_of, vm_of
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 NVRAM = "[nfs-new] large/large.nvram"
 

@@ -35,6 +35,8 @@ from tests.e2e.site import (
     wait_end,
 )
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 TWIN = "50000000-0000-4000-8000-000000000001"
 GOLD = ["Backup/gold"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -26,7 +26,8 @@ _CATALOG_SCHEMES = ("sqlite", "postgresql", "postgresql+psycopg")
 
 def _refuse_password_in_url(value: str) -> str:
     """A URL is logged and shown; a password in it would be too."""
-    if urlsplit(value).password is not None:
+    parts = urlsplit(value)
+    if parts.password is not None or {"password", "sslpassword"} & dict(parse_qsl(parts.query)).keys():
         msg = "must not hold a password; say where it is in `password`"
         raise ValueError(msg)
     return value

@@ -5,8 +5,8 @@ or condemned is no answer. By default it lives in a temporary file that SQLite r
 `path` it is kept and shared by the processes of one machine, so that the next one need only read the `idx/` objects
 that are new. Ids stand in it whole: nothing else of the chunk is compared before it counts as stored.
 
-Entries come in the order of their packs, and their ids are as good as random: put into the table one by one, each would
-touch a page of its own. They are staged first and put in sorted, many objects at once.
+Entries come in the order of their packs, and their ids are as good as random: put into a large table one by one, each
+would touch a page of its own. They are staged first and put in sorted, many objects at once; a few go into a small one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ CREATE INDEX IF NOT EXISTS listed_by_list ON listed (list, pack);
 CREATE TABLE IF NOT EXISTS chunk (id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
     stored INTEGER NOT NULL, raw INTEGER NOT NULL, flags INTEGER NOT NULL,
     PRIMARY KEY (id, pack)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fresh (id BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+    stored INTEGER NOT NULL, raw INTEGER NOT NULL, flags INTEGER NOT NULL,
+    PRIMARY KEY (id, pack)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS forgotten (chunks INTEGER NOT NULL);
 """
 """Numbers are never used again: entries of a pack that was forgotten stay, and must not become another pack's."""
@@ -42,15 +45,22 @@ CREATE TABLE staging.entry (id BLOB, offset INTEGER, stored INTEGER, raw INTEGER
 CREATE TABLE staging.pack (staged INTEGER PRIMARY KEY, n INTEGER NOT NULL);
 """
 _MERGE = """
-INSERT OR IGNORE INTO main.chunk (id, pack, offset, stored, raw, flags)
+INSERT OR IGNORE INTO main.{table} (id, pack, offset, stored, raw, flags)
 SELECT entry.id, pack.n, entry.offset, entry.stored, entry.raw, entry.flags
 FROM staging.entry JOIN staging.pack ON pack.staged = entry.pack ORDER BY entry.id, pack.n
 """
+_FOLD = """
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO chunk SELECT * FROM fresh ORDER BY id, pack;
+DELETE FROM fresh;
+COMMIT;
+"""
 _LOOKUP = """
-SELECT pack.id, pack.size, chunk.offset, chunk.stored, chunk.raw, chunk.flags,
+SELECT pack.id, pack.size, place.offset, place.stored, place.raw, place.flags,
     (SELECT name FROM listed JOIN loaded ON loaded.n = listed.list WHERE listed.pack = pack.n
      ORDER BY listed.list DESC LIMIT 1)
-FROM chunk JOIN pack ON pack.n = chunk.pack WHERE chunk.id = ? ORDER BY chunk.pack
+FROM (SELECT * FROM chunk WHERE id = :id UNION ALL SELECT * FROM fresh WHERE id = :id) AS place
+    JOIN pack ON pack.n = place.pack ORDER BY place.pack
 """
 _ALONE = """
 n IN (SELECT pack FROM listed WHERE list = :list)
@@ -66,6 +76,9 @@ CACHE_KIB = 16 << 10
 """SQLite's page cache: what an index costs in memory, however large it is."""
 BULK_CHUNKS = 1 << 22
 """So many entries are sorted at once, or as many as there are already: each time, most pages are written again."""
+FRESH_SHARE = 16
+"""Fewer new entries than this part of all go into a table of their own, which is small enough to stay in memory; at a
+start they are put to the others when they have become more."""
 MOST_FORGOTTEN = 0.3
 """A kept file of which more than this is of no use is made again."""
 
@@ -99,6 +112,8 @@ class ChunkIndex:
         self._open()
         if path is not None and self._forgotten_share() > MOST_FORGOTTEN:
             self._start_anew(path)
+        elif path is not None:
+            self._fold_fresh(path)
 
     def _open(self) -> None:
         if self._path is None:
@@ -117,6 +132,13 @@ class ChunkIndex:
             database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             # Whoever forgets to close the index must not keep the file open.
             weakref.finalize(self, database.close)
+
+    def _fold_fresh(self, path: Path) -> None:
+        with index_file.alone(path, "load"), self._write() as database:
+            fresh: int = database.execute("SELECT COUNT(*) FROM fresh").fetchone()[0]
+            if fresh * FRESH_SHARE > self._chunk_count(database):
+                database.executescript(_FOLD)
+                index_file.trim_log(database, path)
 
     def _start_anew(self, path: Path) -> None:
         """Make an empty file; other processes go on with the old one until they end."""
@@ -161,13 +183,13 @@ class ChunkIndex:
     def _add_some(self, lists: Iterator[tuple[str, Iterable[PackListing]]]) -> bool:
         """Add as many as are sorted at once. Returns whether there may be more."""
         with self._write() as database:
-            limit = max(BULK_CHUNKS, self._chunk_count(database))
+            count = self._chunk_count(database)
             database.execute("ATTACH DATABASE '' AS staging")
             try:
                 database.execute("PRAGMA staging.journal_mode = OFF")
                 database.executescript(_STAGE)
-                staged = _stage(database, lists, limit)
-                _merge(database, staged.lists)
+                staged = _stage(database, lists, max(BULK_CHUNKS, count))
+                _merge(database, staged.lists, "chunk" if staged.entries * FRESH_SHARE >= count else "fresh")
                 if self._path is not None:
                     index_file.trim_log(database, self._path)
             finally:
@@ -197,7 +219,7 @@ class ChunkIndex:
     def lookup(self, chunk_id: bytes) -> list[ChunkLocation]:
         """Return every known place of a chunk, the longest known first; empty when there is none."""
         with self._read() as reader:
-            rows = reader.execute(_LOOKUP, (chunk_id,)).fetchall()
+            rows = reader.execute(_LOOKUP, {"id": chunk_id}).fetchall()
         return [
             ChunkLocation(SealedPack(pack, size), ChunkEntry(chunk_id, offset, stored, raw, flags), name)
             for pack, size, offset, stored, raw, flags, name in rows
@@ -272,6 +294,7 @@ class _Staged(NamedTuple):
     """What was staged at once."""
 
     lists: list[_StagedList]
+    entries: int
     more: bool = False
     """Whether there may be more."""
     failure: SafehaulError | None = None
@@ -288,9 +311,9 @@ def _stage(
         try:
             name, listings = next(lists, ("", ()))
         except SafehaulError as error:
-            return _Staged(staged, failure=error)
+            return _Staged(staged, entries, failure=error)
         if not name:
-            return _Staged(staged)
+            return _Staged(staged, entries)
         item = _StagedList(name, [])
         database.execute("BEGIN")
         for pack, chunks in listings:
@@ -306,11 +329,11 @@ def _stage(
             item.packs.append((pack, len(chunks), number))
         database.execute("COMMIT")
         staged.append(item)
-    return _Staged(staged, more=True)
+    return _Staged(staged, entries, more=True)
 
 
-def _merge(database: sqlite3.Connection, staged: Sequence[_StagedList]) -> None:
-    """Make staged objects known, in one transaction."""
+def _merge(database: sqlite3.Connection, staged: Sequence[_StagedList], table: str) -> None:
+    """Make staged objects known, their entries in `chunk` or `fresh`, in one transaction."""
     database.execute("BEGIN IMMEDIATE")
     for name, packs in staged:
         if database.execute("SELECT 1 FROM loaded WHERE name = ?", (name,)).fetchone():
@@ -326,7 +349,7 @@ def _merge(database: sqlite3.Connection, staged: Sequence[_StagedList]) -> None:
         for row, (pack, chunks, number) in zip(known, packs, strict=True):
             n = row[0] if row is not None else _add_pack(database, pack, chunks, number)
             database.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (n, listing))
-    database.execute(_MERGE)
+    database.execute(_MERGE.format(table=table))
     database.execute("COMMIT")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +207,16 @@ def test_a_rebuilt_catalogue_has_the_same_rows(ran: Ran) -> None:
         path.unlink()
     for path in ran.lab.home.glob("old-catalog.db*"):  # the workers still hold this one open
         path.rename(path.with_name(path.name.removeprefix("old-")))
+
+
+def test_the_workers_share_one_kept_index(ran: Ran) -> None:
+    """It knows the packs of the job that has just ended, so that the next start reads only what is new."""
+    (kept,) = (ran.lab.home / "cache").glob("*.index")
+    with closing(sqlite3.connect(f"file:{kept}?mode=ro", uri=True)) as index:
+        known = {bytes(row[0]).hex() for row in index.execute("SELECT id FROM pack")}
+    stored = {path.name for path in ran.lab.repository.glob("packs/*/*")}
+    assert known
+    assert known <= stored
 
 
 def _catalogued(lab: DataCentre) -> tuple[list[Any], list[Any], list[Any]]:

@@ -116,6 +116,9 @@ class Lists(RuleBasedStateMachine):
 
     @initialize(kept=st.booleans())
     def open(self, kept: bool) -> None:
+        # So that even of a handful of entries some are few.
+        self.patch = mock.patch.object(chunk_index, "FRESH_SHARE", 1)
+        self.patch.start()
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name) / "x.index" if kept else None
         self.indexes = [ChunkIndex(path, REPOSITORY) for _ in range(2 if kept else 1)]
@@ -168,6 +171,7 @@ class Lists(RuleBasedStateMachine):
             index.close()
         if hasattr(self, "folder"):
             self.folder.cleanup()
+            self.patch.stop()
 
 
 TestLists = Lists.TestCase
@@ -240,6 +244,34 @@ def test_a_file_of_mostly_forgotten_entries_is_made_again(path: Path) -> None:
     index.forget(["idx/b"])
     index.close()
     assert ChunkIndex(path, REPOSITORY).loaded() == set()
+
+
+def test_a_few_new_entries_are_put_to_the_others_at_a_start_when_they_have_become_more(path: Path) -> None:
+    opened = [ChunkIndex(path, REPOSITORY)]
+
+    def count(table: str) -> int:
+        found: int = opened[-1]._reader.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+        return found
+
+    index = opened[-1]
+    index.add("idx/a", [pack(1, range(200))])
+    index.add("idx/b", [pack(2, range(195, 205))])
+    assert (count("chunk"), count("fresh")) == (200, 10)
+    index.close()
+    opened.append(ChunkIndex(path, REPOSITORY))
+    index = opened[-1]
+    assert (count("chunk"), count("fresh")) == (200, 10)
+    index.add("idx/c", [pack(3, range(205, 210))])
+    assert (count("chunk"), count("fresh")) == (200, 15)
+    assert places(index, 199) == [(1, 19964, "idx/a"), (2, 464, "idx/b")]
+    assert places(index, 207) == [(3, 264, "idx/c")]
+    index.close()
+    opened.append(ChunkIndex(path, REPOSITORY))
+    index = opened[-1]
+    assert (count("chunk"), count("fresh")) == (215, 0)
+    assert places(index, 199) == [(1, 19964, "idx/a"), (2, 464, "idx/b")]
+    assert index.chunk_count() == 215
+    index.close()
 
 
 def test_a_large_load_leaves_no_large_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ("https://vcenter", "http://vcenter", ".url", "https://"),
         ("sqlite:////var", "sqlite:///var", "catalog.url", "absolute"),
         ("sqlite:////var/lib", "postgresql://u:S3cret!@db/lib", "catalog.url", "password"),
+        ("sqlite:////var/lib", "postgresql://u@db/lib?password=S3cret!#", "catalog.url", "password"),
         ("# password = { file", "password = { file", "catalog", "needs the user"),
         ("gid = 0", "gid = 0\nwritable = true", '"nas-1"]', "restore_exports"),
         ("tls = true", "tls = false", "temporal", "in clear"),

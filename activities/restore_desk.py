@@ -88,9 +88,10 @@ class RestoreDesk:
                 f"backup: {request.backup!a} is not of the form VC.GUID/TIME-ID; see `safehaul backups list`"
             )
         agents = [agent.name for agent in settings.media_agents]
-        if request.media_agent is None and len(agents) > 1:
-            raise InvalidInputError(f"media_agent: there are several, name one of {', '.join(agents)}")
-        agent = _known("media_agent", request.media_agent or agents[0], agents)
+        if request.media_agent is None:
+            agent = settings.default_media_agent().name
+        else:
+            agent = _known("media_agent", request.media_agent, agents)
         manifest = read_manifest(self._peers.repository(agent), BackupRef(vc_guid, backup_id))
         vcenters = [vcenter.name for vcenter in settings.vcenters]
         recorded = str(manifest.snapshot.details.get("vcenter", ""))

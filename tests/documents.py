@@ -16,7 +16,7 @@ _A_COMMAND = re.compile(
     r"\$ |"
     r"(?:sudo )?(?:"
     r"safehaul (?:-|(?:demo|version|setup)\b|"
-    r"(?:worker|group|job|backups|restore|repo|retention|catalog|config) [a-z])|"
+    r"(?:worker|group|job|backups|copy|restore|repo|retention|catalog|config) [a-z])|"
     r"temporal (?:workflow|server|operator|worker|activity|batch|schedule|task-queue) [a-z]|"
     r"make (?:demo|test|test-all|bench|check|venv|format|lock|clean)\b|"
     r"(?:apt|apt-get|dnf|pip|uv) (?:install|update)|"
@@ -30,6 +30,7 @@ ELSEWHERE = {
     r"make bench( |$)": "tests/e2e/test_bench.py, with a small disk",
     r"safehaul worker ": "lab/datacentre.py starts every worker so",
     r"safehaul repo init$": "lab/datacentre.py makes every repository so; a second one is refused",
+    r"safehaul copy ": "tests/workflow/test_copy_backups.py, between two MediaAgents",
     r"python docs/restore_standalone.py ": "tests/unit/test_restore_standalone.py",
     r"openssl s_client ": "tests/contract/test_vcenter_role.py",
     r"apt-get install ": ".ci/run installs Debian's packages",

@@ -11,6 +11,8 @@ from activities.commserve import CommServe
 from activities.coordination import JobCoordination
 from activities.peers import Peers
 from activities.restore_desk import RestoreDesk
+from activities.upkeep_copy import CopyDesk
+from activities.upkeep_verify import VerificationDesk
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped, sandbox
 from workers.search_attributes import ensure_search_attributes
@@ -53,6 +55,8 @@ def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
             unled.close_job,
             restores.open_restore,
             restores.open_disk_restore,
+            CopyDesk(peers).open_copy,
+            VerificationDesk(peers).open_verification,
         ],
         activity_executor=threads,
         workflow_runner=sandbox(),

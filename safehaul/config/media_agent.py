@@ -45,6 +45,9 @@ class MediaAgent(Section):
     key_file: AbsolutePath | None = None
     """File of at least 32 random bytes that opens the encrypted repository, in place of a passphrase. Who loses all
     passphrases and key files of a repository has lost its backups."""
+    copy_to: str = Field(default="", max_length=200)
+    """Name of another `[[media_agents]]` that keeps a [second copy](keeping.md#a-second-copy) of the backups:
+    `safehaul copy start` needs no more words. Its machine reads this repository, so it needs what opens it."""
     s3_endpoint: str = Field(default="", max_length=2048)
     """`https://host[:port]` of the S3 server that has the bucket. Not set: Amazon's, of `s3_region`."""
     s3_region: str = Field(default="", max_length=64)
@@ -69,6 +72,11 @@ class MediaAgent(Section):
     prune_at: str = Field(default="11:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
     """When the repository is [pruned](retention.md) each day, `HH:MM` in UTC, by the Temporal Schedule that
     `safehaul setup` makes. `""`: never by itself."""
+    verify_at: str = Field(
+        default="sun 12:00", pattern=r"^((sun|mon|tue|wed|thu|fri|sat) ([01]\d|2[0-3]):[0-5]\d)?$"
+    )
+    """When the repository is [verified](keeping.md) each week, a part of it, in UTC, by the schedule of the same
+    command. `""`: never by itself."""
     s3_part_size_bytes: SizeBytes = Field(default=8 * _MIB, ge=5 * _MIB, le=2 * _GIB)
     """What is larger is uploaded to a bucket in parts of this size, for about three times as much memory of each
     stream. Above the repository's pack size every object is one conditional request, as

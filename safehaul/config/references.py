@@ -28,6 +28,7 @@ def reference_problems(data: Mapping[str, Any]) -> Iterator[tuple[Location, str]
     for table in ("exports", "restore_exports"):
         yield from _same_export_twice(data, table)
     known = {table: _names(data, table) for table in _NAMED_LISTS}
+    yield from _copies(data, known["media_agents"])
     for index, group in _tables(data, "vm_groups"):
         for key, table in (("vcenter", "vcenters"), ("media_agent", "media_agents")):
             name = group.get(key)
@@ -82,6 +83,20 @@ def _same_export_twice(data: Mapping[str, Any], table: str) -> Iterator[tuple[Lo
                 )
                 yield (table, index, "remote_hosts"), reason
             others.setdefault(name, datacenter)
+
+
+def _copies(data: Mapping[str, Any], known: list[str]) -> Iterator[tuple[Location, str]]:
+    for index, agent in _tables(data, "media_agents"):
+        target = agent.get("copy_to")
+        if not isinstance(target, str) or not target:
+            continue
+        if target == agent.get("name"):
+            yield (
+                ("media_agents", index, "copy_to"),
+                "a copy in the same repository is none: name another one",
+            )
+        elif target not in known:
+            yield ("media_agents", index, "copy_to"), _no_such("media_agents", target, known)
 
 
 def _no_such(table: str, name: str, known: list[str]) -> str:

@@ -121,6 +121,16 @@ class Settings(BaseSettings):
         """The media agent of that name; InvalidInputError lists which exist."""
         return _by_name(self.media_agents, name, "media agent")
 
+    def default_media_agent(self) -> MediaAgent:
+        """The only media agent that keeps no second copy of another one's backups; else InvalidInputError."""
+        copies = {agent.copy_to for agent in self.media_agents}
+        firsts = [agent for agent in self.media_agents if agent.name not in copies]
+        if len(firsts) != 1:
+            names = ", ".join(agent.name for agent in self.media_agents)
+            msg = f"there are several media agents, name one of {names}"
+            raise InvalidInputError(msg)
+        return firsts[0]
+
     def vm_group(self, name: str) -> VmGroup:
         """The VM group of that name; InvalidInputError lists which exist."""
         return _by_name(self.vm_groups, name, "VM group")

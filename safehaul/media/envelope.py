@@ -59,6 +59,7 @@ class Kind(Enum):
     COLLECTION = b"GCGN"
     JOB = b"JOBO"
     FORGOTTEN = b"FRGT"
+    VERIFIED = b"VRFD"
     HOLD = b"HOLD"
     AUDIT = b"AUDT"
 

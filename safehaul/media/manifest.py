@@ -84,6 +84,16 @@ class SnapshotRecord(Message):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class CopiedFrom(Message):
+    """Where a copy of a backup comes from."""
+
+    repository_id: str
+    media_agent: str = ""
+    session_id: str
+    committed: str
+    """When the backup that was copied was committed there."""
+
+
 class BackupContents(Message):
     """What the committer says of the VM; the repository adds what it stored."""
 
@@ -93,6 +103,7 @@ class BackupContents(Message):
     hardware: dict[str, Any] = Field(default_factory=dict)
     """The VM's configuration at the snapshot, enough to build the VM again. Opaque here."""
     warnings: list[str] = Field(default_factory=list)
+    copied_from: CopiedFrom | None = None
 
 
 class Manifest(Message):
@@ -115,6 +126,8 @@ class Manifest(Message):
     files: list[StoredFile]
     skipped: list[Skipped]
     warnings: list[str] = Field(default_factory=list)
+    copied_from: CopiedFrom | None = None
+    """None: this repository is where the backup was made."""
     idx: list[str]
     """The `idx/` objects that listed every chunk of this backup at the commit: a hint where to look first."""
     packs: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from safehaul.errors import IntegrityError
+from safehaul.errors import IntegrityError, NotFoundError
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import (
     FRAME,
@@ -77,6 +77,22 @@ class PackChecker:
         except IntegrityError as error:
             problem = str(error)
         return PackFindings(pack, contents.entries, findings.damaged_chunks, problem)
+
+    def check_frames(self, pack: SealedPack, entries: list[ChunkEntry]) -> dict[bytes, str]:
+        """Read single frames where another list than the pack's own says that they are; chunk id → problem.
+
+        For a pack whose trailer or size is wrong: what can be read of it is not lost.
+        """
+        findings = PackFindings(pack, entries)
+        name = pack_name(pack.pack_id)
+        for entry in entries:
+            try:
+                window = self._read(name, [entry])
+            except (IntegrityError, NotFoundError) as error:
+                findings.damaged_chunks[entry.chunk_id] = str(error)
+                continue
+            self._check_frame(window, 0, entry, findings)
+        return findings.damaged_chunks
 
     def _windows(self, name: str, entries: list[ChunkEntry]) -> Iterator[tuple[memoryview, list[ChunkEntry]]]:
         """Yield the pack's frames in groups that fit the buffer, each read at once."""

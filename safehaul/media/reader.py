@@ -55,6 +55,7 @@ class BackupReader:
             bytearray(max(_READ_BYTES, FRAME.size + chunk_size + repository.keys.overhead))
         )
         self._all_loaded = False
+        self._maps: dict[int, DiskMap] = {}
         self._load_hinted()
 
     def _load_hinted(self) -> None:
@@ -127,7 +128,7 @@ class BackupReader:
         and one read of 8 MiB. Errors as `read_range`.
         """
         disk = self.manifest.disk(disk_key)
-        disk_map = self.manifest.disk_map(self._repository, disk_key)
+        disk_map = self._map(disk_key)
         end = disk.capacity_bytes if end_bytes is None else min(end_bytes, disk.capacity_bytes)
         if start_bytes >= end:
             return
@@ -151,6 +152,12 @@ class BackupReader:
                 hole_start = hole_end = stop
         if hole_end > hole_start:
             yield hole_start, Hole(hole_end - hole_start)
+
+    def _map(self, disk_key: int) -> DiskMap:
+        """The map of a disk, kept: it holds the page that was read last, and many ranges may be asked for."""
+        if disk_key not in self._maps:
+            self._maps[disk_key] = self.manifest.disk_map(self._repository, disk_key)
+        return self._maps[disk_key]
 
     def _decode_window(
         self, disk: ManifestDisk, disk_map: DiskMap, window: range, buffer: memoryview

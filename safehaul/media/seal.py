@@ -88,8 +88,10 @@ def verify_session(session: Session, heartbeat: Heartbeat = _silent) -> Verified
 
 
 def backup_ref(session: Session) -> BackupRef:
-    """Return the name that the session's backup has or will have: its time and a digest of its id."""
+    """Return the name that the session's backup has or will have: its time and a digest of its id, or as given."""
     repository, info = session.repository, session.info
+    if info.backup_id:
+        return BackupRef(info.vc_guid, info.backup_id)
     mark = blake3(info.session_id.encode("utf-8", "surrogatepass"), key=repository.keys.name).hexdigest()[:16]
     return BackupRef(info.vc_guid, f"{info.opened}-{mark}")
 
@@ -134,6 +136,7 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
         files=files,
         skipped=contents.skipped,
         warnings=contents.warnings,
+        copied_from=contents.copied_from,
         idx=sorted(needed.listed_in),
         packs=len(needed.packs),
     )

@@ -46,6 +46,8 @@ class SessionInfo(Message):
     """The snapshot's moref, or whatever else names the frozen state. Another one needs another session."""
     opened: str
     """UTC, ISO 8601 basic format; the time of the backup's name."""
+    backup_id: str = ""
+    """Of the backup that this becomes, when it is given: a copy keeps the id of what it is a copy of."""
 
 
 class Seal(Message):
@@ -246,11 +248,12 @@ def open_session(
     vm_group: str = "",
     job_id: str = "",
     opened: str = "",
+    backup_id: str = "",
 ) -> Session:
     """Open a session, or the same one again.
 
     `session_id` follows from the workflow's first run, so that each try finds it. `opened` is the time of
-    the backup (UTC, ISO 8601 basic), now by default; the first opening decides.
+    the backup (UTC, ISO 8601 basic), now by default; the first opening decides. `backup_id` is of a copy.
     Raises InvalidInputError when the id was opened for another VM, group, job or point in time.
     """
     encode_segment(vc_guid, what="VC.GUID", reversible=True)
@@ -262,12 +265,13 @@ def open_session(
         job_id=job_id,
         point_in_time=point_in_time,
         opened=opened or utc_now(),
+        backup_id=backup_id,
     )
     try:
         repository.put(Kind.SESSION, f"{session_prefix(session_id)}open", info.model_dump_json().encode())
     except AlreadyExistsError:
         session = find_session(repository, session_id)
-        for field in ("vc_guid", "vm_group", "job_id", "point_in_time"):
+        for field in ("vc_guid", "vm_group", "job_id", "point_in_time", "backup_id"):
             was, now = getattr(session.info, field), getattr(info, field)
             if was != now:
                 raise InvalidInputError(

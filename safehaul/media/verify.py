@@ -1,293 +1,370 @@
 """Verification: is every committed backup still restorable, and what does a damage touch.
 
-Light: every footer and trailer, every map page, and that each chunk of each backup lies in a pack that is there.
-Full: also every byte of every pack that any `idx/` object lists. Damage is reported, never raised.
+Three stages, each of which can stop at a cursor and go on from it in another process:
+
+    lists    `gc/`, which packs are there, `idx/` (light and full: with every pack's trailer), sessions
+    packs    every byte of the packs that are due, those verified longest ago first; and of those noted as damaged
+    backups  every index, manifest and map page: does each chunk lie in a sound pack
+
+What was found goes to a sink, part by part: `verified/` of the repository, or a list in memory. Damage is reported,
+never raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterable
 
-from pydantic import Field
-
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
-from safehaul.media.codec import HOLE, ID_LENGTH
+from safehaul.errors import IntegrityError, NotFoundError
 from safehaul.media.collection import record_damaged
-from safehaul.media.disk_map import PAGE_CHUNKS, DiskMap, page_name
 from safehaul.media.envelope import Kind
-from safehaul.media.locations import PackListing, decode_locations
-from safehaul.media.manifest import (
-    BackupRef,
-    Manifest,
-    index_name,
-    list_backups,
-    manifest_name,
-    read_index,
-    read_manifest,
-)
-from safehaul.media.pack import SealedPack, pack_name, read_trailer
-from safehaul.media.pack_check import PackChecker, PackFindings
+from safehaul.media.forgotten import list_forgotten, read_forgotten
+from safehaul.media.locations import decode_locations
+from safehaul.media.manifest import forgotten_name, list_backups, manifest_name
+from safehaul.media.pack import SealedPack, pack_name
+from safehaul.media.pack_ages import LAST_ID, Due, PackAges
 from safehaul.media.repository import Repository
-from safehaul.messages.base import Message
+from safehaul.media.verified import BadPack, Findings, FindingsBuilder, put_findings, run_name
+from safehaul.media.verify_backups import BackupVerifier, BadPlaces
+from safehaul.media.verify_generations import read_noted
+from safehaul.media.verify_packs import BROKEN, PackJudge
+from safehaul.media.verify_sessions import PREFIX as SESSIONS
+from safehaul.media.verify_sessions import check_session, session_folders
+from safehaul.media.verify_summary import summarise
+from safehaul.messages.verify import (
+    PackMark,
+    VerifyMode,
+    VerifyProgress,
+    VerifyReport,
+    VerifyRepositoryRequest,
+    VerifyStage,
+)
 
-TOUCHED_LIMIT = 1000
-"""Places that a report lists; the rest is only counted."""
+DEFAULT_SAMPLE_PERCENT = 25.0
+RECORD_EVERY_S = 30.0
+"""A verification that is killed reads at most this long again."""
+RECORD_PACKS = 2000
+RECORD_DAMAGE_AFTER_S = 3.0
+RECORD_DAMAGED = 100
 
-DAMAGE_LIMIT = 1000
-
-_BROKEN = (IntegrityError, NotFoundError, UnsupportedError)
-
-
-class Damage(Message):
-    """One object, or one chunk in a pack, that is not what it must be."""
-
-    object_name: str
-    chunk_id: str = ""
-    problem: str
-
-
-class Touched(Message):
-    """A place in a backup that a damage touches."""
-
-    vc_guid: str
-    vm_name: str
-    backup_id: str
-    part: str
-    """`disk LABEL (key N)` or `file NAME`."""
-    offset_bytes: int
-    length_bytes: int
-    chunk_id: str
-    lost: bool
-    """False: the chunk itself can still be read, but something else in its pack is damaged."""
+_DAY_S = 86_400
+_EVERYTHING = 1 << 62
+_GC_ADVICE = (
+    "no backup can begin or be committed until it is gone: stop PruneRepository, delete the object with an identity "
+    "that may delete, then run `safehaul repo verify --full --note-damage`"
+)
+_FORGOTTEN_ADVICE = (
+    "no collection can run until it is gone, and this backup cannot be recovered: delete the object with an identity "
+    "that may delete"
+)
+_IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
 
 
-class VerifyReport(Message):
-    """What a verification found."""
+class Verification:
+    """One verification, as far as one process does it. For one thread; `close` it."""
 
-    full: bool
-    backups: int = 0
-    packs: int = 0
-    chunks: int = 0
-    bytes_read: int = 0
-    """Of packs, in a full verification."""
-    unlisted_packs: int = 0
-    """Packs that no `idx/` object lists: of backups under way, or left by interrupted ones."""
-    damage: list[Damage] = Field(default_factory=list)
-    damage_omitted: int = 0
-    damaged_packs: list[str] = Field(default_factory=list)
-    touched: list[Touched] = Field(default_factory=list)
-    touched_omitted: int = 0
+    def __init__(
+        self,
+        repository: Repository,
+        mode: VerifyMode,
+        started_at: int,
+        sink: Callable[[Findings], None],
+        beat: Callable[[VerifyProgress], None],
+        *,
+        note_damage: bool = False,
+        known: Iterable[Findings] = (),
+    ) -> None:
+        """`known`: what earlier processes found. `beat` is called often, and may raise to stop the work."""
+        self._repository = repository
+        self._mode = mode
+        self._started_at = started_at
+        self._sink = sink
+        self._beat = beat
+        self._note_damage = note_damage
+        self._judge = PackJudge(repository)
+        self._findings = FindingsBuilder(mode)
+        self._places = BadPlaces()
+        for findings in known:
+            for pack in findings.bad_packs:
+                self._places.add(pack)
+        self.progress = VerifyProgress()
+        self._recorded = self.progress
+        self._recorded_at = time.monotonic()
+        self._to_note: list[bytes] = []
+        self._noted = read_noted(repository)
+        try:
+            repository.refresh_index()
+        except IntegrityError:
+            # A damaged object of `gc/`: the lists stage names it. The lists of chunks have been loaded before it.
+            if not self._noted.broken:
+                raise
+        self._ages: PackAges | None = None
+        self._backups: BackupVerifier | None = None
+
+    def close(self) -> None:
+        """Release the table of packs."""
+        if self._ages is not None:
+            self._ages.close()
 
     @property
-    def sound(self) -> bool:
-        """True when nothing is damaged."""
-        return not self.damage and not self.damage_omitted
+    def ages(self) -> PackAges:
+        """The packs, listed when first asked for."""
+        if self._ages is None:
+            self._ages = PackAges(
+                self._repository, self._noted.damaged, self._started_at, int(time.time()), self._doing
+            )
+        return self._ages
+
+    def run(
+        self, progress: VerifyProgress, until: PackMark | None, enough: Callable[[], bool]
+    ) -> VerifyProgress:
+        """Go on with a stage from its cursor, until it is done or `enough`; all of it is in the sink then."""
+        self.progress = self._recorded = progress
+        work = {
+            VerifyStage.LISTS: self._lists,
+            VerifyStage.PACKS: lambda enough: self._packs(until, enough),
+            VerifyStage.BACKUPS: self._check_backups,
+        }[progress.stage]
+        done = work(enough)
+        self._show(stage_done=done, doing="")
+        self._record()
+        return self.progress
+
+    def _show(self, **changes: object) -> None:
+        self.progress = self.progress.model_copy(update=changes)
+
+    def _doing(self, what: str) -> None:
+        """Tell that the work goes on. The cursor that is told is of what is recorded: another process goes on there."""
+        told = {"doing": what, "packs": self.progress.packs, "bytes_read": self.progress.bytes_read}
+        told |= {"backups": self.progress.backups, "damage": self.progress.damage + self._findings.problems}
+        self._beat(self._recorded.model_copy(update=told))
+
+    def _record_if_due(self, packs: int) -> None:
+        # Damage soon, so that backups stop to rely on it; but not pack by pack, should a whole store be gone.
+        due = RECORD_DAMAGE_AFTER_S if self._to_note else RECORD_EVERY_S
+        full = packs >= RECORD_PACKS or len(self._to_note) >= RECORD_DAMAGED
+        if full or time.monotonic() - self._recorded_at > due:
+            self._record()
+
+    def _record(self) -> None:
+        """Hand over what was found, then go on behind it."""
+        self._show(damage=self.progress.damage + self._findings.problems)
+        self._sink(self._findings.take(max(int(time.time()), self._started_at + 1)))
+        if self._note_damage and self._to_note and not self._noted.broken:
+            record_damaged(self._repository, self._to_note)
+        self._to_note = []
+        self._recorded, self._recorded_at = self.progress, time.monotonic()
+
+    # --- lists -------------------------------------------------------------------------------------------------
+
+    def _lists(self, enough: Callable[[], bool]) -> bool:
+        if not self.progress.cursor:
+            for name, problem in self._noted.broken.items():
+                self._findings.damage(name, problem, _GC_ADVICE)
+            self._check_forgotten()
+            self._check_presence()
+            self._show(cursor="idx/")
+        if self.progress.cursor.startswith("idx/"):
+            for found in self._repository.store.list("idx/"):
+                if found.name <= self.progress.cursor:
+                    continue
+                self._check_list(found.name)
+                self._show(cursor=found.name)
+                self._record_if_due(0)
+                if enough():
+                    return False
+            self._show(cursor=SESSIONS)
+        for folder, names in session_folders(self._repository, self.progress.cursor):
+            self._doing(f"reading {folder}")
+            check_session(self._repository, folder, names, self._findings)
+            self._show(cursor=folder)
+            self._record_if_due(0)
+            if enough():
+                return False
+        return True
+
+    def _check_forgotten(self) -> None:
+        for ref, _ in list_forgotten(self._repository):
+            try:
+                read_forgotten(self._repository, ref)
+            except BROKEN as error:
+                if self._repository.store.exists(forgotten_name(ref)):
+                    self._findings.damage(forgotten_name(ref), str(error), _FORGOTTEN_ADVICE)
+
+    def _check_presence(self) -> None:
+        self._findings.count(unlisted_packs=self.ages.unlisted)
+        found: list[tuple[SealedPack, BadPack]] = []
+        for pack in self.ages.not_there():
+            self._doing(f"looking for {pack_name(pack.pack_id)}")
+            bad = self._judge.not_there(pack)
+            if bad is not None:
+                found.append((pack, bad))
+        collected = self._judge.collected({pack.pack_id for pack, bad in found if bad.gone})
+        for pack, bad in found:
+            if pack.pack_id in collected:
+                self._collected(bad)
+            else:
+                self._found(pack, bad)
+
+    def _collected(self, bad: BadPack) -> None:
+        """Its chunks are elsewhere, or no backup needs them: a place that is no more, and no damage."""
+        self._findings.count(collected_packs=1)
+        self._places.add(bad)
+
+    def _check_list(self, name: str) -> None:
+        """Read an `idx/` object, and the trailers of its packs where the mode asks for it."""
+        self._doing(f"reading {name}")
+        try:
+            listings = decode_locations(self._repository.get(Kind.LOCATIONS, name), name)
+        except BROKEN as error:
+            if self._repository.store.exists(name):
+                self._findings.damage(name, str(error), _IDX_ADVICE)
+            return
+        if self._mode is VerifyMode.SAMPLE:
+            return
+        for listing in listings:
+            pack = listing.pack
+            if pack.pack_id in self._places:
+                continue
+            self._doing(f"reading the trailer of {pack_name(pack.pack_id)}")
+            try:
+                bad = self._judge.by_trailer(listing)
+            except NotFoundError:
+                bad = self._vanished(pack)
+            if self._mode is VerifyMode.LIGHT:
+                self._findings.count(packs=1, chunks=len(listing.entries))
+                self._show(packs=self.progress.packs + 1)
+            if bad is not None:
+                self._found(pack, bad)
+
+    def _vanished(self, pack: SealedPack) -> BadPack | None:
+        """A pack that was there when the packs were listed: None when a collection has taken it away."""
+        bad = self._judge.not_there(pack)
+        if bad is not None and bad.gone and self._judge.collected({pack.pack_id}):
+            self._collected(bad)
+            return None
+        return bad
+
+    def _found(self, pack: SealedPack, bad: BadPack) -> None:
+        noted = pack.pack_id in self._noted.damaged
+        self._findings.bad(bad.model_copy(update={"noted": noted}))
+        self._places.add(bad)
+        if not noted:
+            self._to_note.append(pack.pack_id)
+
+    # --- packs -------------------------------------------------------------------------------------------------
+
+    def plan(self, request: VerifyRepositoryRequest) -> Due:
+        """Which packs are to be read whole."""
+        if request.mode is VerifyMode.LIGHT:
+            return self.ages.oldest(0, 0)
+        if request.mode is VerifyMode.FULL:
+            due = self.ages.oldest(_EVERYTHING, _EVERYTHING)
+            return due._replace(until=PackMark(verified_at=self._started_at, pack=LAST_ID.hex()))
+        _, stored = self.ages.totals()
+        target = request.sample_bytes
+        if target is None:
+            target = -(-int(stored * (request.sample_percent or DEFAULT_SAMPLE_PERCENT)) // 100)
+        days = request.max_age_days
+        return self.ages.oldest(target, self._started_at - days * _DAY_S if days else 0)
+
+    def _packs(self, until: PackMark | None, enough: Callable[[], bool]) -> bool:
+        after = PackMark.model_validate_json(self.progress.cursor) if self.progress.cursor else None
+        if after is None:
+            for pack in self.ages.noted():
+                self._read(pack)
+            self._show(cursor=PackMark(verified_at=-1, pack="").model_dump_json())
+            after = PackMark(verified_at=-1, pack="")
+        since = 0
+        for mark, pack in self.ages.due(until, after) if until is not None else ():
+            self._read(pack)
+            self._show(cursor=mark.model_dump_json())
+            since += 1
+            recorded = self._recorded_at
+            self._record_if_due(since)
+            since = since if recorded == self._recorded_at else 0
+            if enough():
+                return False
+        return True
+
+    def _read(self, pack: SealedPack) -> None:
+        if pack.pack_id in self._places:
+            return
+        self._doing(f"reading {pack_name(pack.pack_id)}")
+        try:
+            bad, chunks = self._judge.by_bytes(pack)
+        except NotFoundError:
+            bad, chunks = self._vanished(pack), 0
+            if bad is None:
+                return
+        self._findings.count(packs=1, chunks=chunks, bytes_read=pack.size_bytes)
+        self._show(packs=self.progress.packs + 1, bytes_read=self.progress.bytes_read + pack.size_bytes)
+        if bad is None:
+            self._findings.sound(pack)
+        else:
+            self._found(pack, bad)
+
+    # --- backups -----------------------------------------------------------------------------------------------
+
+    def _check_backups(self, enough: Callable[[], bool]) -> bool:
+        if self._backups is None:
+            self._backups = BackupVerifier(self._repository, self._places, self._doing)
+        refs = iter(list_backups(self._repository))
+        ref = next(refs, None)
+        while ref is not None:
+            following = next(refs, None)
+            name = manifest_name(ref)
+            if name > self.progress.cursor:
+                self._doing(f"checking backup {ref.backup_id} of VM {ref.vc_guid}")
+                newest = following is None or following.vc_guid != ref.vc_guid
+                self._backups.check(ref, self._findings, newest=newest)
+                self._show(cursor=name, backups=self.progress.backups + 1)
+                self._record_if_due(0)
+                if enough() and following is not None:
+                    return False
+            ref = following
+        return True
 
 
 def verify(
     repository: Repository,
     *,
     full: bool = False,
+    sample_percent: float | None = None,
     note_damage: bool = False,
     heartbeat: Callable[[str], None] = lambda _: None,
 ) -> VerifyReport:
-    """Verify the whole repository.
+    """Verify the repository in this process.
 
-    With `note_damage` the damaged packs are recorded in `gc/`, so that later backups do not rely on them and store
-    their chunks again, which heals older backups too. `heartbeat` is called often; it may raise to stop.
+    Without `full` or `sample_percent` it is light. With `note_damage` the damaged packs are recorded in `gc/`, so that
+    later backups do not rely on them and store their chunks again, which heals older backups too; and what was read
+    is recorded in `verified/`. `heartbeat` is called often; it may raise to stop.
     """
-    return _Verification(repository, full, heartbeat).run(note_damage)
+    mode = VerifyMode.FULL if full else VerifyMode.SAMPLE if sample_percent is not None else VerifyMode.LIGHT
+    request = VerifyRepositoryRequest(media_agent="-", mode=mode, sample_percent=sample_percent)
+    started_at = int(time.time())
+    name = run_name(started_at, secrets.token_hex(8))
+    parts: list[Findings] = []
 
-
-class _Verification:
-    def __init__(self, repository: Repository, full: bool, heartbeat: Callable[[str], None]) -> None:
-        self._repository = repository
-        self._full = full
-        self._heartbeat = heartbeat
-        self._checker = PackChecker(repository)
-        self._seen: set[bytes] = set()
-        self._bad_packs: dict[bytes, str] = {}
-        """Packs that are damaged in any way, with the problem."""
-        self._bad_places: set[tuple[bytes, bytes]] = set()
-        """(pack id, chunk id) that cannot be read."""
-        self._suspects: dict[str, list[tuple[int, bytes, bool]]] = {}
-        """Page root → (place in the page, chunk id, lost) of what is damaged; only such pages."""
-        self._pages: set[str] = set()
-        self._missing: set[bytes] = set()
-        self._damage: list[Damage] = []
-        self._damage_count = 0
-        self._touched: list[Touched] = []
-        self._touched_count = 0
-        self._chunks = self._bytes_read = self._backups = 0
-
-    def run(self, note_damage: bool) -> VerifyReport:
-        repository = self._repository
-        repository.refresh_index()
-        for listing in self._listings():
-            if listing.pack.pack_id not in self._seen:
-                self._seen.add(listing.pack.pack_id)
-                self._check_pack(listing)
-        listed = {pack_name(pack) for pack in self._seen}
-        unlisted = sum(found.name not in listed for found in repository.store.list("packs/"))
-        for ref in list_backups(repository):
-            self._heartbeat(f"checking backup {ref.backup_id} of VM {ref.vc_guid}")
-            self._backups += 1
-            try:
-                read_index(repository, ref)
-            except _BROKEN as error:
-                self._add_damage(index_name(ref), str(error))
-            try:
-                manifest = read_manifest(repository, ref)
-            except _BROKEN as error:
-                self._add_damage(manifest_name(ref), str(error))
-                continue
-            self._check_backup(manifest)
+    def sink(findings: Findings) -> None:
+        parts.append(findings)
         if note_damage:
-            record_damaged(repository, list(self._bad_packs))
-        return VerifyReport(
-            full=self._full,
-            backups=self._backups,
-            packs=len(self._seen),
-            chunks=self._chunks,
-            bytes_read=self._bytes_read,
-            unlisted_packs=unlisted,
-            damage=self._damage,
-            damage_omitted=self._damage_count - len(self._damage),
-            damaged_packs=sorted(pack.hex() for pack in self._bad_packs),
-            touched=self._touched,
-            touched_omitted=self._touched_count - len(self._touched),
-        )
+            put_findings(repository, name, findings)
 
-    def _listings(self) -> Iterator[PackListing]:
-        """Yield what each `idx/` object lists; damaged ones are noted."""
-        for found in self._repository.store.list("idx/"):
-            try:
-                yield from decode_locations(self._repository.get(Kind.LOCATIONS, found.name), found.name)
-            except _BROKEN as error:
-                self._add_damage(
-                    found.name, f"{error}; `safehaul repo repair-index` makes it again from the packs"
-                )
+    work = Verification(
+        repository, mode, started_at, sink, lambda at: heartbeat(at.doing), note_damage=note_damage
+    )
+    try:
+        due = work.plan(request)
+        totals = work.ages.totals()
+        for stage in VerifyStage:
+            work.run(work.progress.model_copy(update=next_stage(stage)), due.until, lambda: False)
+    finally:
+        work.close()
+    return summarise(mode, parts, run=name if note_damage else "", totals=totals, oldest_left=due.oldest_left)
 
-    def _add_damage(self, object_name: str, problem: str, chunk_id: bytes = b"") -> None:
-        self._damage_count += 1
-        if len(self._damage) < DAMAGE_LIMIT:
-            self._damage.append(Damage(object_name=object_name, chunk_id=chunk_id.hex(), problem=problem))
 
-    def _check_pack(self, listing: PackListing) -> None:
-        """Check one pack, and that its trailer says what `idx/` says."""
-        pack, listed = listing
-        name = pack_name(pack.pack_id)
-        self._heartbeat(f"checking {name}")
-        self._chunks += len(listed)
-        try:
-            findings = self._read_pack(pack)
-        except _BROKEN as error:
-            # Gone, or not of its size: nothing in it can be relied on.
-            self._bad_packs[pack.pack_id] = str(error)
-            self._bad_places.update((pack.pack_id, entry.chunk_id) for entry in listed)
-            self._add_damage(name, str(error))
-            return
-        problem = findings.damaged_pack
-        if not problem and findings.entries != listed:
-            problem = f"pack {name} holds other chunks than idx/ says"
-        if problem:
-            self._bad_packs[pack.pack_id] = problem
-            self._add_damage(name, problem)
-        for chunk_id, chunk_problem in findings.damaged_chunks.items():
-            self._bad_packs.setdefault(pack.pack_id, chunk_problem)
-            self._bad_places.add((pack.pack_id, chunk_id))
-            self._add_damage(name, chunk_problem, chunk_id)
-
-    def _read_pack(self, pack: SealedPack) -> PackFindings:
-        repository = self._repository
-        if not self._full:
-            return PackFindings(pack, read_trailer(repository.store, repository.keys, pack).entries)
-        self._bytes_read += pack.size_bytes
-        return self._checker.check(pack)
-
-    def _check_backup(self, manifest: Manifest) -> None:
-        ref = BackupRef(manifest.vc_guid, manifest.backup_id)
-        for disk in manifest.disks:
-            part = f"disk {disk.label} (key {disk.key})"
-            try:
-                disk_map = manifest.disk_map(self._repository, disk.key)
-            except _BROKEN as error:
-                self._add_damage(manifest_name(ref), f"{part}: {error}")
-                continue
-            for number, root in enumerate(disk.page_roots):
-                if root not in self._pages:
-                    self._pages.add(root)
-                    self._check_page(disk_map, number, root)
-                for place, chunk_id, lost in self._suspects.get(root, ()):
-                    chunk = number * PAGE_CHUNKS + place
-                    offset, length = chunk * disk.chunk_size_bytes, disk_map.length_of(chunk)
-                    self._touch(manifest, part, offset, length=length, chunk_id=chunk_id, lost=lost)
-        size = self._repository.config.chunk_size_bytes
-        for stored in manifest.files:
-            for place, text in enumerate(stored.chunks):
-                chunk_id = bytes.fromhex(text)
-                lost_or_none = self._state_of(chunk_id)
-                if lost_or_none is not None:
-                    length = min(size, stored.size_bytes - place * size)
-                    self._touch(
-                        manifest,
-                        f"file {stored.name}",
-                        place * size,
-                        length=length,
-                        chunk_id=chunk_id,
-                        lost=lost_or_none,
-                    )
-
-    def _check_page(self, disk_map: DiskMap, number: int, root: str) -> None:
-        """Read a map page and find every chunk of it; what is damaged is noted under its root."""
-        try:
-            page = disk_map.page(number)
-        except _BROKEN as error:
-            self._add_damage(page_name(root), str(error))
-            chunks = min(PAGE_CHUNKS, disk_map.chunk_count - number * PAGE_CHUNKS)
-            # Without the page nobody can say which chunks stand there: the whole range is lost.
-            self._suspects[root] = [(place, HOLE, True) for place in range(chunks)]
-            return
-        found = []
-        for place in range(len(page) // ID_LENGTH):
-            chunk_id = page[place * ID_LENGTH : (place + 1) * ID_LENGTH]
-            lost = self._state_of(chunk_id)
-            if lost is not None:
-                found.append((place, chunk_id, lost))
-        if found:
-            self._suspects[root] = found
-
-    def _state_of(self, chunk_id: bytes) -> bool | None:
-        """None: the chunk is sound. False: readable, but in a damaged pack. True: lost."""
-        if chunk_id == HOLE:
-            return None
-        places = [location.pack.pack_id for location in self._repository.index.lookup(chunk_id)]
-        if any(pack in self._seen and pack not in self._bad_packs for pack in places):
-            return None
-        readable = any(pack in self._seen and (pack, chunk_id) not in self._bad_places for pack in places)
-        if not places:
-            self._note_missing(chunk_id)
-        return not readable
-
-    def _note_missing(self, chunk_id: bytes) -> None:
-        if chunk_id not in self._missing:
-            self._missing.add(chunk_id)
-            self._add_damage("idx/", f"no pack holds chunk {chunk_id.hex()}", chunk_id)
-
-    def _touch(
-        self, manifest: Manifest, part: str, offset: int, *, length: int, chunk_id: bytes, lost: bool
-    ) -> None:
-        self._touched_count += 1
-        if len(self._touched) < TOUCHED_LIMIT:
-            self._touched.append(
-                Touched(
-                    vc_guid=manifest.vc_guid,
-                    vm_name=manifest.vm_name,
-                    backup_id=manifest.backup_id,
-                    part=part,
-                    offset_bytes=offset,
-                    length_bytes=length,
-                    chunk_id="" if chunk_id == HOLE else chunk_id.hex(),
-                    lost=lost,
-                )
-            )
+def next_stage(stage: VerifyStage) -> dict[str, object]:
+    """What changes of the progress when a stage begins."""
+    return {"stage": stage, "cursor": "", "stage_done": False, "doing": ""}

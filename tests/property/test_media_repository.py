@@ -225,13 +225,24 @@ def test_any_changed_byte_of_a_pack_is_found_and_named(
 def test_any_cut_pack_is_found_and_named(secret: Secret, data: st.DataObject) -> None:
     image = b"".join(map(chunk_content, (3, 5, 7)))
     with scratch_repository(secret) as repository:
-        back_up(repository, "run", image)
+        ref = back_up(repository, "run", image)
         path = data.draw(st.sampled_from(pack_paths(repository)), label="pack")
         length = data.draw(st.integers(0, path.stat().st_size - 1), label="length")
         path.write_bytes(path.read_bytes()[:length])
         report = verify(reopened(repository))
         assert report.damaged_packs == [path.name]
-        assert any(item.lost for item in report.touched)
+        assert report.touched
+        for place in report.touched:
+            reader = BackupReader(reopened(repository), *ref)
+            start, end = place.offset_bytes, place.offset_bytes + place.length_bytes
+            try:
+                # What is cut off is lost; what stands before it can be read, trailer or not.
+                assert reader.read_range(DISK, start, end - start) == image[start:end]
+                assert not place.lost
+            except IntegrityError:
+                assert place.lost
+            finally:
+                reader.close()
 
 
 ids = st.binary(min_size=32, max_size=32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import tempfile
 import time
@@ -21,8 +22,11 @@ from temporalio.exceptions import ApplicationError
 
 from lab.temporal import TemporalServer
 from safehaul.messages.vm import VmOptions
+from tests.unit.media_backup import CHUNK, flip, new_repository, pack_paths
+from tests.unit.test_copying import back_up
 from tests.workflow.conftest import running
 from tests.workflow.prune_workers import TrivialPrune, upkeep
+from tests.workflow.upkeep_site import UpkeepSite
 from tests.workflow.world import World, wait_for_cancel
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -277,11 +281,67 @@ async def _prunes(client: Client) -> None:
         await _prune(client, end)
 
 
+IMAGE = random.Random(7).randbytes(12 * CHUNK)
+
+
+def _upkeep_site(name: str) -> UpkeepSite:
+    home = Path(tempfile.mkdtemp())
+    for folder in (home, home / "offsite"):
+        folder.mkdir(exist_ok=True)
+        new_repository(folder)
+    site = UpkeepSite(home, "127.0.0.1:1", name)
+    for day in (1, 2):
+        back_up(site.repository(), f"run-{day}", IMAGE[day * 100 :], day)
+    return site
+
+
+async def _upkeep_of(
+    client: Client, name: str, kind: str, site: UpkeepSite, agents: tuple[str, ...], request: dict[str, Any]
+) -> str:
+    """Run a workflow to its end; the id of its first run."""
+    async with site.workers(client, agents=agents):
+        handle = await client.start_workflow(kind, request, id=name, task_queue="commserve")
+        if not agents:
+            await asyncio.sleep(1)
+            await handle.signal("cancel")
+        await _ended(handle)
+    await _save(client, name, name)
+    assert handle.first_execution_run_id
+    return handle.first_execution_run_id
+
+
+async def _upkeep(client: Client) -> None:
+    """Verifications and copies that complete, find damage, and are cancelled while no MediaAgent runs."""
+    site = _upkeep_site("whole")
+    verify = {"media_agent": site.vault, "mode": "full"}
+    await _upkeep_of(client, "verify-repository-completed", "VerifyRepository", site, (site.vault,), verify)
+    await _upkeep_of(client, "verify-repository-cancelled", "VerifyRepository", site, (), verify)
+    copy = {"source": site.vault}
+    await _upkeep_of(client, "copy-backups-completed", "CopyBackups", site, (site.offsite,), copy)
+    await _upkeep_of(client, "copy-backups-cancelled", "CopyBackups", site, (), copy)
+    site = _upkeep_site("damaged")
+    flip(pack_paths(site.repository())[0], 200)
+    verify, copy = {"media_agent": site.vault, "mode": "full"}, {"source": site.vault}
+    await _upkeep_of(client, "verify-repository-damaged", "VerifyRepository", site, (site.vault,), verify)
+    await _upkeep_of(client, "copy-backups-incomplete", "CopyBackups", site, (site.offsite,), copy)
+
+
+async def _long_upkeep(client: Client) -> None:
+    """The first run of a verification that continues as new, and the last."""
+    site = _upkeep_site("long")
+    request = {"media_agent": site.vault, "mode": "full"}
+    name = "verify-repository-continued"
+    first = await _upkeep_of(client, name, "VerifyRepository", site, (site.vault,), request)
+    await _save(client, name, "verify-repository-continues-as-new", first)
+
+
 RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "jobs": (_jobs, 0),
     "long-jobs": (_long_jobs, 80),
     "restores": (_restores, 0),
     "prunes": (_prunes, 0),
+    "upkeep": (_upkeep, 0),
+    "long-upkeep": (_long_upkeep, 40),
 }
 """Each kind's recorder, and after how many events its server suggests to continue as new (0: after its own number)."""
 

@@ -14,7 +14,9 @@ from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
+from activities.upkeep_copy import BackupCopies, CopyDesk
 from activities.upkeep_prune import UpkeepPrune
+from activities.upkeep_verify import RepositoryVerification, VerificationDesk
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
@@ -57,6 +59,10 @@ ACTIVITIES = {
         "remove_old_disks",
         "switch_disks",
     ],
+    CopyDesk: ["open_copy"],
+    BackupCopies: ["copy_backup", "plan_copy"],
+    VerificationDesk: ["open_verification"],
+    RepositoryVerification: ["begin_verification", "finish_verification", "verify_part"],
 }
 
 
@@ -73,10 +79,12 @@ def test_the_workflows_names() -> None:
     assert type_names() == [
         "BackupJob",
         "BackupVm",
+        "CopyBackups",
         "PruneRepository",
         "RemoveSnapshot",
         "RestoreDisk",
         "RestoreVm",
+        "VerifyRepository",
     ]
 
 
@@ -108,6 +116,7 @@ def test_the_queues_names() -> None:
 
 def test_the_ids_of_what_a_schedule_starts() -> None:
     assert policies.prune_id("vault") == "prune-vault"
+    assert policies.verify_id("vault") == "verify-vault"
 
 
 def test_the_search_attributes_names() -> None:

@@ -42,6 +42,14 @@ def test_there_are_histories_of_every_ending() -> None:
         "prune-repository-completed",
         "prune-repository-failed",
         "prune-repository-cancelled",
+        "verify-repository-completed",
+        "verify-repository-damaged",
+        "verify-repository-cancelled",
+        "verify-repository-continued",
+        "verify-repository-continues-as-new",
+        "copy-backups-completed",
+        "copy-backups-incomplete",
+        "copy-backups-cancelled",
     }
 
 

@@ -163,6 +163,7 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ("daily = 14", "dayly = 14", ".retention.dayly", "did you mean 'daily'?"),
         ("min_backups = 2", "min_backups = 0", ".retention.min_backups", "greater than or equal to 1"),
         ("keep_last = 3", "keep_last = -3", ".retention.keep_last", "greater than or equal to 0"),
+        ('verify_at = "sun 12:00"', 'verify_at = "sunday"', ".verify_at", "a day and time in UTC"),
         ('prune_at = "11:00"', 'prune_at = "25:00"', ".prune_at", "a time of day in UTC"),
         ("installation_id", "_env_file = '/x'\ninstallation_id", "_env_file", "unknown key"),
     ],
@@ -273,3 +274,18 @@ def test_one_filer_address_may_be_another_filer_in_another_datacentre(
     assert list(found) == ['exports["far"].remote_hosts']
     assert "is in 'nas-1' already" in next(iter(found.values()))
     assert "`datacenter`" in next(iter(found.values()))
+
+
+def test_a_second_copy_goes_to_another_media_agent_and_is_nobodys_default(example: Path) -> None:
+    repository = 'repository = "file:///srv/safehaul/repository"'
+    _edited(example, (repository, f'copy_to = "offsite"\n{repository}'))
+    assert "there is no media agent 'offsite'" in _reasons(example)['media_agents["vault"].copy_to']
+    second = '\n[[media_agents]]\nname = "offsite"\nrepository = "file:///srv/offsite/repository"\n'
+    example.write_text(example.read_text() + second)
+    assert check(example) == []
+    assert load(example).default_media_agent().name == "vault"
+    _edited(example, ('copy_to = "offsite"', ""))
+    with pytest.raises(InvalidInputError, match="vault, offsite"):
+        load(example).default_media_agent()
+    _edited(example, (repository, f'copy_to = "vault"\n{repository}'))
+    assert "name another one" in _reasons(example)['media_agents["vault"].copy_to']

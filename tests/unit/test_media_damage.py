@@ -16,7 +16,8 @@ from safehaul.media.reader import BackupReader
 from safehaul.media.repair import repair_index
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
-from safehaul.media.verify import VerifyReport, verify
+from safehaul.media.verify import verify
+from safehaul.messages.verify import VerifyReport
 from tests.unit.media_backup import (
     CHUNK,
     DISK,

@@ -286,11 +286,26 @@ async def test_the_command_that_makes_schedules(
     config = write_config(tmp_path)
     config.write_text(config.read_text().replace("127.0.0.1:1", temporal.address))
     assert await _cli(config, "setup", "--dry-run") == 0
-    assert "daily 11:00" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "daily 11:00" in told
+    assert "sun 12:00" in told
     assert await _cli(config, "setup", "--json") == 0
-    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["created"]
+    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["created", "created"]
+    verification = client.get_schedule_handle("verify-vault")
+    described = await verification.describe()
+    assert {(at.weekday(), at.hour) for at in described.info.next_action_times} == {(6, 12)}
+    assert await _cli(config, "setup", "--json") == 0
+    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["unchanged", "unchanged"]
+    await verification.delete()
     await client.get_schedule_handle("prune-vault").delete()
     await _gone(client)
+
+
+def _only_prunes(home: Path) -> Path:
+    """A configuration that wants no schedule of verifications."""
+    config = write_config(home)
+    config.write_text(config.read_text().replace("[[vm_groups]]", 'verify_at = ""\n[[vm_groups]]', 1))
+    return config
 
 
 async def _set_up(client: Client, config: Path, **options: bool) -> list[tuple[str, str]]:
@@ -317,7 +332,7 @@ async def _listed_schedules(client: Client, count: int) -> None:
 
 async def test_schedules_are_made_kept_changed_and_removed(client: Client, tmp_path: Path) -> None:
     await _gone(client)
-    config = write_config(tmp_path)
+    config = _only_prunes(tmp_path)
     text = config.read_text()
     handle: ScheduleHandle = client.get_schedule_handle("prune-vault")
     assert await _set_up(client, config, dry_run=True) == [("prune-vault", "created")]
@@ -352,7 +367,7 @@ async def test_what_somebody_changed_is_put_right_and_a_schedule_of_his_own_is_l
     client: Client, tmp_path: Path
 ) -> None:
     await _gone(client)
-    config = write_config(tmp_path)
+    config = _only_prunes(tmp_path)
     handle = client.get_schedule_handle("prune-vault")
     await _set_up(client, config)
 
@@ -375,7 +390,7 @@ async def test_what_somebody_changed_is_put_right_and_a_schedule_of_his_own_is_l
 async def test_a_schedule_starts_a_prune(client: Client, tmp_path: Path) -> None:
     await _gone(client)
     steps = TrivialPrune()
-    await _set_up(client, write_config(tmp_path))
+    await _set_up(client, _only_prunes(tmp_path))
     handle = client.get_schedule_handle("prune-vault")
     try:
         async with upkeep(client, steps.all()):

@@ -16,12 +16,14 @@ from workers.cli import (
     backups,
     catalog,
     configuration,
+    copies,
     disk,
     exits,
     group,
     job,
     keys,
     prune,
+    repair,
     repo,
     restore,
     retention,
@@ -51,10 +53,12 @@ app.add_typer(group.app, name="group", help="List VM groups; preview which VMs o
 app.add_typer(job.app, name="job", help="Start, list, watch, show and cancel backup jobs.")
 app.add_typer(backups.app, name="backups", help="List backups, show what one holds, verify them.")
 app.add_typer(disk.app, name="disk", help="Read bytes of a disk in a backup, without a restore.")
+app.add_typer(copies.app, name="copy", help="Copy backups into a second repository; show how that stands.")
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")
 repo.app.add_typer(
     keys.app, name="key", help="List, add, remove and rotate what opens an encrypted repository."
 )
+repo.app.command()(repair.repair)
 app.add_typer(
     repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository; manage its keys."
 )

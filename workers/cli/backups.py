@@ -70,7 +70,9 @@ def list_(
         show_json([row.model_dump(mode="json") for row in rows])
         return
     if ids:
-        sys.stdout.writelines(f"{plain(f'{row.vc_guid}/{row.backup_id}')}\n" for row in rows)
+        # A backup and its second copy have one id.
+        found = dict.fromkeys(plain(f"{row.vc_guid}/{row.backup_id}") for row in rows)
+        sys.stdout.writelines(f"{item}\n" for item in found)
         return
     if not rows:
         say(
@@ -78,7 +80,17 @@ def list_(
         )
         say("`safehaul catalog rebuild`")
         return
-    columns = ["VM", "status", "committed", "on disk>", "stored>", "group", "backup"]
+    several = len({row.media_agent for row in rows}) > 1
+    columns = [
+        "VM",
+        "status",
+        "committed",
+        "on disk>",
+        "stored>",
+        "group",
+        *(["at"] if several else []),
+        "backup",
+    ]
     table(
         columns,
         [
@@ -89,6 +101,7 @@ def list_(
                 size(row.capacity_bytes),
                 size(row.stored_bytes),
                 row.vm_group,
+                *([row.media_agent] if several else []),
                 f"{row.vc_guid}/{row.backup_id}",
             )
             for row in rows
@@ -182,6 +195,11 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
     say(
         f"status {index.status if index else 'Unindexed: step 14 was not reached'}, job {safe(manifest.job_id)}"
     )
+    origin = manifest.copied_from
+    if origin is not None:
+        say(
+            f"a copy of the backup of MediaAgent {safe(origin.media_agent)}, committed there {safe(origin.committed)}"
+        )
     say(f"snapshot {safe(manifest.snapshot.moref)} of {safe(manifest.snapshot.created)}")
     disks = [
         (disk.key, disk.label, disk.transport, size(disk.capacity_bytes), size(disk.stats.bytes_stored), "")

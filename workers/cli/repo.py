@@ -11,16 +11,18 @@ from safehaul.config.media_agent import MediaAgent
 from safehaul.config.settings import Settings
 from safehaul.errors import InvalidInputError
 from safehaul.media.repository import Repository
-from safehaul.media.verify import VerifyReport
 from safehaul.media.verify import verify as verify_repository
 from workers.cli import completion
 from workers.cli.output import Json, of, safe, say, show_json, size, table
+from workers.cli.verify_view import show_verification
 
 app = typer.Typer(no_args_is_help=True)
 Agent = Annotated[
     str | None,
     typer.Option(
-        "--media-agent", help="Its name; default: the only one.", autocompletion=completion.media_agents
+        "--media-agent",
+        help="Its name; default: the only one that is no second copy.",
+        autocompletion=completion.media_agents,
     ),
 ]
 
@@ -74,9 +76,16 @@ def verify(
     media_agent: Agent = None,
     *,
     full: Annotated[bool, typer.Option("--full", help="Read every byte, not only the packs' lists.")] = False,
+    sample: Annotated[
+        float | None,
+        typer.Option(help="Read this percentage of the bytes: those that were verified longest ago."),
+    ] = None,
     note_damage: Annotated[
         bool,
-        typer.Option("--note-damage", help="Record what is damaged: later backups store those chunks again."),
+        typer.Option(
+            "--note-damage",
+            help="Record what is damaged: later backups store those chunks again; and what was read.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -84,56 +93,24 @@ def verify(
 
     Changes nothing, but for the record that `--note-damage` writes. Exit code 1 when something is damaged.
     """
+    if sample is not None and (full or not 0 < sample <= 100):
+        raise InvalidInputError(
+            "--sample takes a percentage from above 0 to 100, and does not go with --full"
+        )
     repository = open_repository(of(context).settings(), media_agent, for_writing=note_damage)
-    report = verify_repository(repository, full=full, note_damage=note_damage)
+    report = verify_repository(repository, full=full, sample_percent=sample, note_damage=note_damage)
     repository.close()
     if as_json:
         show_json(report.model_dump(mode="json"))
     else:
-        _show(report)
+        show_verification(report)
     if not report.sound:
         raise typer.Exit(1)
 
 
-def _show(report: VerifyReport) -> None:
-    how = "every byte" if report.full else "lists and footers"
-    say(
-        f"verified {how}: {report.backups} backups, {report.packs} packs, {report.chunks} chunks, "
-        f"{size(report.bytes_read)} read"
-    )
-    if report.sound:
-        say("no damage found")
-        return
-    table(
-        ["damaged object", "chunk", "problem"],
-        [(i.object_name, i.chunk_id[:16], i.problem) for i in report.damage],
-    )
-    if report.damage_omitted:
-        say(f"… and {report.damage_omitted} more damages")
-    rows = [
-        (
-            i.vm_name,
-            f"{i.vc_guid}/{i.backup_id}",
-            i.part,
-            i.offset_bytes,
-            i.length_bytes,
-            "lost" if i.lost else "kept",
-        )
-        for i in report.touched
-    ]
-    table(["VM", "backup", "part", "offset>", "bytes>", "state"], rows, title="what it touches")
-    if report.touched_omitted:
-        say(f"… and {report.touched_omitted} more places")
-
-
 def choose(settings: Settings, name: str | None) -> MediaAgent:
-    """The MediaAgent of that name, or the only one. Raises InvalidInputError that lists which exist."""
-    if name is not None:
-        return settings.media_agent(name)
-    if len(settings.media_agents) != 1:
-        names = ", ".join(agent.name for agent in settings.media_agents) or "none"
-        raise InvalidInputError(f"there is not exactly one MediaAgent, name one with --media-agent: {names}")
-    return settings.media_agents[0]
+    """The MediaAgent of that name, or the only one that is no second copy. Raises InvalidInputError that lists them."""
+    return settings.media_agent(name) if name is not None else settings.default_media_agent()
 
 
 def open_repository(settings: Settings, name: str | None, *, for_writing: bool = False) -> Repository:

@@ -52,6 +52,11 @@ def prune_id(media_agent: str) -> str:
     return f"prune-{media_agent}"
 
 
+def verify_id(media_agent: str) -> str:
+    """The same for its verification."""
+    return f"verify-{media_agent}"
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 

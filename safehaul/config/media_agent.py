@@ -72,6 +72,11 @@ class MediaAgent(Section):
     prune_at: str = Field(default="11:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
     """When the repository is [pruned](retention.md) each day, `HH:MM` in UTC, by the Temporal Schedule that
     `safehaul setup` makes. `""`: never by itself."""
+    verify_at: str = Field(
+        default="sun 12:00", pattern=r"^((sun|mon|tue|wed|thu|fri|sat) ([01]\d|2[0-3]):[0-5]\d)?$"
+    )
+    """When the repository is [verified](keeping.md) each week, a part of it, in UTC, by the schedule of the same
+    command. `""`: never by itself."""
     s3_part_size_bytes: SizeBytes = Field(default=8 * _MIB, ge=5 * _MIB, le=2 * _GIB)
     """What is larger is uploaded to a bucket in parts of this size, for about three times as much memory of each
     stream. Above the repository's pack size every object is one conditional request, as

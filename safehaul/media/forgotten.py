@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.canonical import canonical_json, parse_object, utc_now
 from safehaul.media.envelope import Kind
 from safehaul.media.manifest import (
@@ -24,6 +24,7 @@ from safehaul.media.manifest import (
 )
 from safehaul.media.names import encode_segment
 from safehaul.media.object_store import DeletingStore, store_time
+from safehaul.media.outcome import backup_of_outcome, read_outcome
 from safehaul.media.repository import Repository
 from safehaul.media.sessions import session_prefix
 from safehaul.messages.base import Message
@@ -115,6 +116,9 @@ def purge(
         if now - forgotten_at < older_than_s:
             continue
         heartbeat(f"purging backup {ref.backup_id} of VM {ref.vc_guid}")
+        if _forgotten_at(repository, ref) != forgotten_at:
+            # Another prune found it recovered, or half forgotten, and has forgotten it anew: it has seven days again.
+            continue
         if not repository.store.exists(manifest_name(ref)):
             _clear_session(repository, store, ref)
             store.delete(index_name(ref))
@@ -127,8 +131,18 @@ def _clear_session(repository: Repository, store: DeletingStore, ref: BackupRef)
     """Delete what is left of the session that made a backup: its outcome would bring the backup back."""
     try:
         prefix = session_prefix(read_forgotten(repository, ref).manifest.session_id)
-    except IntegrityError:
+        outcome = read_outcome(repository, prefix)
+    except (IntegrityError, UnsupportedError):
         # Damaged: which session it was cannot be known, and a collection cleared it days ago.
+        return
+    if outcome is None or outcome.fenced or backup_of_outcome(outcome) != ref:
+        # Whoever may write can name any session here; only the one that made the backup is its.
         return
     for info in list(store.list(prefix)):
         store.delete(info.name)
+
+
+def _forgotten_at(repository: Repository, ref: BackupRef) -> float | None:
+    return next(
+        (found.forgotten_at for found in list_forgotten(repository, ref.vc_guid) if found.ref == ref), None
+    )

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from safehaul.errors import IntegrityError, NotFoundError, StaleLeaseError
+from safehaul.media.canonical import canonical_json
 from safehaul.media.collection import Generation, put_generation, read_generations
-from safehaul.media.forgotten import RECOVERABLE_S, forget, list_forgotten, purge, recover
+from safehaul.media.envelope import Kind
+from safehaul.media.forgotten import RECOVERABLE_S, Forgotten, forget, list_forgotten, purge, recover
 from safehaul.media.garbage import CollectOptions, CollectReport, collect
-from safehaul.media.manifest import BackupRef, list_backups, read_manifest
+from safehaul.media.manifest import BackupRef, forgotten_name, list_backups, read_manifest
 from safehaul.media.outcome import fence, read_outcome
 from safehaul.media.repository import Repository
 from safehaul.media.seal import commit, verify_session
@@ -142,6 +144,24 @@ def test_a_recovered_backup_that_is_forgotten_again_has_its_seven_days(site: Sit
     site.pass_days(6)
     assert purge(site.open(), site.store()) == []
     recover(site.open(), site.store(), ref)
+    assert restore(site.open(), ref) == image(1)
+
+
+def test_a_planted_forgotten_backup_takes_no_session_with_it(site: Site) -> None:
+    """Whoever may write can write that a backup was forgotten, made by the session of another one."""
+    session = new_session(site.open(), "run-1")
+    write_disk(session, image(1))
+    verify_session(session)
+    planted = BackupRef(VM, "20250101T000000Z-0000000000000000")
+    made = back_up(site.open(), "run-2", image(2), "20260102T000000Z")
+    manifest = read_manifest(site.open(), made).model_copy(
+        update={"backup_id": planted.backup_id, "session_id": "run-1"}
+    )
+    body = Forgotten(forgotten="20250101T000000Z", reason="planted", manifest=manifest).model_dump()
+    site.open().put(Kind.FORGOTTEN, forgotten_name(planted), canonical_json(body))
+    site.pass_days(8)
+    assert purge(site.open(), site.store()) == [planted]
+    ref = commit(session, contents(image(1)))
     assert restore(site.open(), ref) == image(1)
 
 

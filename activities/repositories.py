@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import SecretBytes
 
 from safehaul.config.media_agent import MediaAgent
 from safehaul.config.secrets import SecretRef
-from safehaul.errors import ConfigError
+from safehaul.errors import ConfigError, PermissionRefusedError
 from safehaul.media.key_slots import RepositorySecret
 from safehaul.media.repository import Repository
 from safehaul.media.store import DeletingStore, ObjectStore, S3Options, open_deleting_store, open_store
@@ -33,6 +36,34 @@ def deleting_store_of(agent: MediaAgent) -> DeletingStore:
     if access_key is None or secret_key is None:
         access_key, secret_key = agent.s3_access_key, agent.s3_secret_key
     return open_deleting_store(agent.repository, _options(agent, access_key, secret_key))
+
+
+@contextmanager
+def deleting(agent: MediaAgent) -> Iterator[DeletingStore]:
+    """The store with the keys that may delete, after a look whether they do: before anything is begun.
+
+    Raises PermissionRefusedError, also from within the block, that says which keys to configure, and ConfigError.
+    """
+    store = deleting_store_of(agent)
+    try:
+        # Nobody has an object of this name: whoever may delete is told that it is gone.
+        store.delete(NOBODYS)
+        yield store
+    except PermissionRefusedError as error:
+        raise PermissionRefusedError(f"{error}; {_who_may_delete(agent)}") from error
+
+
+NOBODYS = "may-i-delete"
+
+
+def _who_may_delete(agent: MediaAgent) -> str:
+    where = f"of [[media_agents]] {agent.name!r} on {socket.gethostname()}"
+    if agent.repository.startswith("file:"):
+        return f"deleting needs a user who may write the directory {where}"
+    keys = "s3_prune_access_key and s3_prune_secret_key"
+    if agent.s3_prune_access_key is None:
+        return f"deleting needs an identity of its own: configure {keys} {where} (docs/object-stores.md)"
+    return f"the identity in {keys} {where} must be allowed to delete (docs/object-stores.md)"
 
 
 def _options(agent: MediaAgent, access_key: SecretRef | None, secret_key: SecretRef | None) -> S3Options:

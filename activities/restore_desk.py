@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from temporalio import activity
+
+from activities.audit_notes import note_reading
 from activities.errors import step
 from activities.peers import Peers
 from safehaul.errors import InvalidInputError
+from safehaul.media.audit import Action
 from safehaul.media.manifest import BackupRef, Manifest, ManifestDisk, read_manifest
 from safehaul.messages.restore import (
     OpenDiskRestoreInput,
@@ -18,7 +22,7 @@ from safehaul.nas.paths import check_component
 
 
 class RestoreDesk:
-    """Activities of the CommServe's queue. Both change nothing; a second run answers the same."""
+    """Activities of the CommServe's queue. A second run answers the same; each adds an entry to the audit log."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
@@ -32,6 +36,7 @@ class RestoreDesk:
         assert name, "the request's own check asks for it"
         if not request.in_place:
             _check_name(name)
+        self._note(settings, {"kind": settings.kind.value, "as": name})
         return settings.model_copy(
             update={
                 "name": name,
@@ -54,6 +59,7 @@ class RestoreDesk:
         """Resolves as `open_restore`, and which disk of the backup is meant. Errors: names the field."""
         settings, manifest = self._parties(arg.request, RestoreKind.DISK)
         disk = _disk(manifest, arg.request.disk)
+        self._note(settings, {"kind": settings.kind.value, "disk": disk.key, "to_vm": arg.request.to_vm})
         return settings.model_copy(
             update={
                 "name": arg.request.to_vm,
@@ -61,6 +67,16 @@ class RestoreDesk:
                 "disk_key": disk.key,
             }
         )
+
+    def _note(self, settings: RestoreSettings, details: dict[str, object]) -> None:
+        problem = note_reading(
+            self._peers.repository(settings.media_agent),
+            Action.RESTORE,
+            f"{settings.vc_guid}/{settings.backup_id}",
+            {**details, "workflow": activity.info().workflow_id if activity.in_activity() else ""},
+        )
+        if problem:
+            activity.logger.warning("%s", problem)
 
     def _parties(
         self, request: RestoreVmRequest | RestoreDiskRequest, kind: RestoreKind

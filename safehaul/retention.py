@@ -111,9 +111,14 @@ class Decision(NamedTuple):
     keep: bool
     reasons: tuple[Reason, ...]
 
+    @property
+    def why(self) -> str:
+        """`daily 2026-11-25, legal hold`."""
+        return ", ".join(map(str, self.reasons))
+
     def __str__(self) -> str:
         """`kept: daily 2026-11-25, legal hold`, or `forgotten: …`."""
-        return f"{'kept' if self.keep else 'forgotten'}: {', '.join(map(str, self.reasons))}"
+        return f"{'kept' if self.keep else 'forgotten'}: {self.why}"
 
 
 def plan(
@@ -157,17 +162,22 @@ def _judge(
         if backup.taken is None or backup.status == UNREADABLE:
             why.append(Reason("it cannot be read"))
         elif rules is None:
-            why.append(Reason("its VM group is not configured:", group or "it has none"))
+            why.append(Reason("unknown VM group", group or "(none)"))
         elif not rules.rules:
             why.append(Reason("no rule is configured"))
         else:
             judged.append(backup)
-    for clock, note in ((_by_writer, ""), (_by_store, " by the store's clock")):
-        # What the first clock keeps needs no second reason.
-        unkept = {backup.backup_id for backup in judged if not note or not kept[backup.backup_id]}
-        for backup_id, reason in _kept_by(judged, rules or Retention(), clock, now):
-            if backup_id in unkept:
-                kept[backup_id].append(Reason(reason.kind, reason.detail + note))
+    for backup_id, reason in _kept_by(judged, rules or Retention(), _by_writer, now):
+        kept[backup_id].append(reason)
+    # What is kept by one clock needs no reason by the other. A recovered backup is held and dated anew by the store: it
+    # takes no place there.
+    unkept = {backup.backup_id for backup in judged if not kept[backup.backup_id]}
+    dated = [
+        backup for backup in judged if backup.backup_id not in holds or _by_store(backup) == backup.taken
+    ]
+    for backup_id, reason in _kept_by(dated, rules or Retention(), _by_store, now):
+        if backup_id in unkept:
+            kept[backup_id].append(Reason(reason.kind, f"{reason.detail} by the store's clock".strip()))
     return [(backup, kept[backup.backup_id]) for backup in members]
 
 

@@ -11,6 +11,7 @@ from temporalio.worker import Worker
 from activities.index import MediaAgentIndexing
 from activities.peers import Peers
 from activities.upkeep_copy import BackupCopies
+from activities.upkeep_prune import UpkeepPrune
 from activities.upkeep_verify import RepositoryVerification
 from safehaul.config.settings import Settings
 from workers.bootstrap import GRACE, HEARTBEAT_THROTTLE, connect, deployment, run_until_stopped
@@ -27,15 +28,15 @@ async def serve(settings: Settings, name: str) -> None:
     peers = Peers(settings)
     peers.repository(name)
     client = await connect(settings, role)
-    steps, verification, copies = (
-        MediaAgentIndexing(peers),
-        RepositoryVerification(peers),
-        BackupCopies(peers),
-    )
+    steps, prune = MediaAgentIndexing(peers), UpkeepPrune(peers)
+    verification, copies = RepositoryVerification(peers), BackupCopies(peers)
     queues: dict[str, tuple[list[Callable[..., Any]], int]] = {
         policies.media_agent_queue(name): ([steps.open_backup, steps.seal_backup, steps.write_index], SLOTS),
         policies.upkeep_queue(name): (
             [
+                prune.forget_backups,
+                prune.purge_forgotten,
+                prune.collect_garbage,
                 verification.begin_verification,
                 verification.verify_part,
                 verification.finish_verification,

@@ -13,12 +13,22 @@ with workflow.unsafe.imports_passed_through():
     from workflows.backup_job import BackupJob
     from workflows.backup_vm import BackupVm
     from workflows.copy_backups import CopyBackups
+    from workflows.prune_repository import PruneRepository
     from workflows.remove_snapshot import RemoveSnapshot
     from workflows.restore_disk import RestoreDisk
     from workflows.restore_vm import RestoreVm
     from workflows.verify_repository import VerifyRepository
 
-KNOWN = (BackupJob, BackupVm, CopyBackups, RemoveSnapshot, RestoreDisk, RestoreVm, VerifyRepository)
+KNOWN = (
+    BackupJob,
+    BackupVm,
+    CopyBackups,
+    PruneRepository,
+    RemoveSnapshot,
+    RestoreDisk,
+    RestoreVm,
+    VerifyRepository,
+)
 
 
 def type_names() -> list[str]:

@@ -47,6 +47,21 @@ def upkeep_queue(name: str) -> str:
     return f"media-agent.{name}.upkeep"
 
 
+def prune_id(media_agent: str) -> str:
+    """The workflow that prunes a MediaAgent's repository; its schedule, whose runs add their time to it."""
+    return f"prune-{media_agent}"
+
+
+def verify_id(media_agent: str) -> str:
+    """The schedule that verifies a MediaAgent's repository, and the workflows that it starts."""
+    return f"verify-{media_agent}"
+
+
+def copy_id(media_agent: str) -> str:
+    """The schedule that copies a MediaAgent's backups elsewhere, and the workflows that it starts."""
+    return f"copy-{media_agent}"
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 
@@ -231,6 +246,15 @@ UPKEEP_PART = StepPolicy(
     schedule_to_close=timedelta(hours=72),
     heartbeat=HEARTBEAT,
     retry=_PATIENT,
+    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+# Upkeep of a repository may take hours, waits for a MediaAgent that is restarted, and not for one that is gone: the
+# next run comes with its schedule. A try goes on where the last one was. Cancelled, it stops at a safe point.
+UPKEEP = StepPolicy(
+    schedule_to_start=AGENT_SILENT_AFTER,
+    start_to_close=timedelta(hours=24),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.

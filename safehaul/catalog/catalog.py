@@ -95,6 +95,20 @@ class Catalog:
                 count += 1
         return count
 
+    def remove_backups(self, media_agent: str, vc_guid: str, backup_ids: Iterable[str]) -> int:
+        """Take the rows of backups that a MediaAgent no longer lists; returns how many there were. None is fine."""
+        count = 0
+        with self._writing() as session:
+            for backup_id in backup_ids:
+                found = session.get(
+                    BackupRecord,
+                    {"media_agent": media_agent, "vc_guid": vc_guid, "backup_id": backup_id},
+                )
+                if found is not None:
+                    session.delete(found)
+                    count += 1
+        return count
+
     def record_job(self, job: JobRow, vms: Sequence[JobVmRow]) -> None:
         """Write a job and its VMs; a second time replaces the same rows."""
         with self._writing() as session:

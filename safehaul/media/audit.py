@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -22,11 +22,14 @@ from pydantic import Field
 from safehaul.errors import IntegrityError, UnsupportedError
 from safehaul.media.canonical import canonical_json, parse_object
 from safehaul.media.envelope import Kind
+from safehaul.media.object_store import ObjectInfo
 from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
 
 PREFIX = "audit/"
 _TIME = "%Y%m%dT%H%M%S.%fZ"
+APART = timedelta(hours=1)
+"""Between an entry's time and the store's: clocks differ by less. What was copied to another store is dated anew."""
 _NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{16}")
 
 
@@ -63,7 +66,7 @@ class AuditEntry(Message):
 
 
 class Logged(NamedTuple):
-    """One object of the log. `entry` is None when it cannot be read, and `problem` says why."""
+    """One object of the log, and what is wrong with it. `entry` is None when it cannot be read."""
 
     name: str
     entry: AuditEntry | None
@@ -94,15 +97,23 @@ def entries(repository: Repository, since: datetime | None = None) -> Iterator[L
         if named is None:
             yield Logged(info.name, None, "it is not named as an entry is")
         elif named[1] >= first:
-            yield _read(repository, info.name, named[1])
+            yield _read(repository, info, named[1])
 
 
-def _read(repository: Repository, name: str, time: str) -> Logged:
+def _read(repository: Repository, info: ObjectInfo, time: str) -> Logged:
+    name = info.name
     try:
         entry = parse_object(AuditEntry, repository.get(Kind.AUDIT, name), name)
     except (IntegrityError, UnsupportedError) as error:
         return Logged(name, None, str(error))
-    problem = "" if entry.time == time else f"its name says another time: {time}"
+    stored = datetime.fromtimestamp(info.modified, UTC)
+    try:
+        said = datetime.strptime(entry.time, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return Logged(name, entry, "its time is none")
+    if entry.time != time:
+        return Logged(name, entry, f"its name says another time: {time}")
+    problem = "" if abs(stored - said) < APART else f"the store has it since {stored:%Y%m%dT%H%M%SZ}"
     return Logged(name, entry, problem)
 
 

@@ -120,11 +120,8 @@ def slots(store: ObjectStore, repository_id: str) -> Iterator[KeySlot]:
             yield slot
 
 
-def remove_slot(store: DeletingStore, repository_id: str, slot_id: str) -> KeySlot:
-    """Take a secret's right away; the slot that is gone. Data stays as it is, and readable by all other slots.
-
-    Raises NotFoundError for an unknown slot, PolicyError for the last one.
-    """
+def removable_slot(store: ObjectStore, repository_id: str, slot_id: str) -> KeySlot:
+    """The slot of that id. Raises NotFoundError for an unknown one, PolicyError for the last one."""
     known = {slot.slot_id: slot for slot in slots(store, repository_id)}
     if slot_id not in known:
         raise NotFoundError(f"there is no key slot {slot_id!r}; there are: {', '.join(known)}")
@@ -132,8 +129,17 @@ def remove_slot(store: DeletingStore, repository_id: str, slot_id: str) -> KeySl
         raise PolicyError(
             f"key slot {slot_id} is the last one: without it no backup could ever be read again; add another first"
         )
-    store.delete(known[slot_id].object_name)
     return known[slot_id]
+
+
+def remove_slot(store: DeletingStore, repository_id: str, slot_id: str) -> KeySlot:
+    """Take a secret's right away; the slot that is gone. Data stays as it is, and readable by all other slots.
+
+    Raises as `removable_slot`.
+    """
+    slot = removable_slot(store, repository_id, slot_id)
+    store.delete(slot.object_name)
+    return slot
 
 
 def unlock(store: ObjectStore, repository_id: str, secret: RepositorySecret) -> tuple[bytes, KeySlot]:

@@ -59,13 +59,28 @@ def test_a_key_slot_is_removed_with_the_keepers_keys_and_not_with_the_workers(la
     whole = lab.config.read_text()
     lab.config.write_text("".join(line for line in whole.splitlines(keepends=True) if "prune" not in line))
     try:
-        with pytest.raises(LabError, match=r"cannot delete s3://vault/site-a/keys/\w+: AccessDenied"):
+        with pytest.raises(
+            LabError, match=r"AccessDenied.*configure s3_prune_access_key and s3_prune_secret_key"
+        ):
             lab.safehaul("repo", "key", "remove", slot)
     finally:
         lab.config.write_text(whole)
     assert "second" in _slots(lab)
     lab.safehaul("repo", "key", "remove", slot)
     assert list(_slots(lab)) == ["made with the repository"]
+
+
+def test_the_media_agent_prunes_the_bucket_and_the_backup_stays_whole(lab: DataCentre) -> None:
+    """After the backup above: nothing of it is forgotten or freed."""
+    report = json.loads(lab.safehaul("repo", "prune", "--json"))["report"]
+    assert (report["forgetting"]["backups"], report["forgetting"]["forgotten"]) == (1, 0)
+    assert report["collection"]["numbers"]["backups"] == 1
+    assert "no damage found" in lab.safehaul("repo", "verify", "--full")
+    log = [item["entry"] for item in json.loads(lab.safehaul("repo", "audit", "--json"))]
+    assert [entry["action"] for entry in log if entry["action"] in {"prune", "key remove"}] == [
+        "key remove",
+        "prune",
+    ]
 
 
 def _slots(lab: DataCentre) -> dict[str, str]:

@@ -15,11 +15,13 @@ from activities.snapshot import Snapshots
 from activities.transfer import Transfers
 from activities.transport import Transport
 from activities.upkeep_copy import BackupCopies, CopyDesk
+from activities.upkeep_prune import UpkeepPrune
 from activities.upkeep_verify import RepositoryVerification, VerificationDesk
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
 from workflows.catalogue import type_names
+from workflows.prune_repository import PruneRepository
 from workflows.remove_snapshot import RemoveSnapshot
 
 ACTIVITIES = {
@@ -39,6 +41,7 @@ ACTIVITIES = {
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],
     MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
+    UpkeepPrune: ["collect_garbage", "forget_backups", "purge_forgotten"],
     RestoreDesk: ["open_disk_restore", "open_restore"],
     Restores: [
         "discard_restore",
@@ -77,6 +80,7 @@ def test_the_workflows_names() -> None:
         "BackupJob",
         "BackupVm",
         "CopyBackups",
+        "PruneRepository",
         "RemoveSnapshot",
         "RestoreDisk",
         "RestoreVm",
@@ -91,11 +95,13 @@ def test_the_jobs_signals_queries_and_updates() -> None:
     assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
 
 
-def test_the_signals_of_a_vm_and_of_a_removal() -> None:
-    found = [item.__dict__["__temporal_workflow_definition"].signals for item in (BackupVm, RemoveSnapshot)]
+def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
+    owners = (BackupVm, RemoveSnapshot, PruneRepository)
+    found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
         ["None", "cancel"],
         ["None", "retry_now"],
+        ["None", "cancel"],
     ]
 
 
@@ -106,6 +112,12 @@ def test_the_queues_names() -> None:
     assert policies.streams_queue("n1") == "access-node.n1.streams"
     assert policies.media_agent_queue("vault") == "media-agent.vault"
     assert policies.upkeep_queue("vault") == "media-agent.vault.upkeep"
+
+
+def test_the_ids_of_what_a_schedule_starts() -> None:
+    assert policies.prune_id("vault") == "prune-vault"
+    assert policies.verify_id("vault") == "verify-vault"
+    assert policies.copy_id("vault") == "copy-vault"
 
 
 def test_the_search_attributes_names() -> None:

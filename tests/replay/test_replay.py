@@ -47,6 +47,9 @@ def test_there_are_histories_of_every_ending() -> None:
         "copy-backups-completed",
         "copy-backups-incomplete",
         "copy-backups-cancelled",
+        "prune-repository-completed",
+        "prune-repository-failed",
+        "prune-repository-cancelled",
     }
 
 

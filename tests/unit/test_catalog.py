@@ -72,6 +72,21 @@ def test_a_rebuild_gives_the_same_rows_and_drops_what_is_not_there(url: str) -> 
     catalog.close()
 
 
+def test_the_rows_of_forgotten_backups_go_and_no_others(url: str) -> None:
+    catalog = Catalog(url)
+    rows = [_backup(number) for number in range(6)]
+    catalog.record_backups([*rows, _backup(1, media_agent="other")])
+    assert catalog.remove_backups("vault", "vc.1", ["2026-001", "2026-000", "none"]) == 1
+    assert catalog.remove_backups("vault", "vc.1", ["2026-001"]) == 0
+    left = [(row["media_agent"], row["backup_id"]) for row in catalog.export()]
+    assert ("vault", "2026-001") not in left
+    assert ("other", "2026-001") in left
+    assert len(left) == 6
+    catalog.record_backup(rows[1])
+    assert len(catalog.export()) == 7
+    catalog.close()
+
+
 def test_a_job_written_twice_is_one_job(url: str) -> None:
     catalog = Catalog(url)
     job = JobRow(job_id="j", workflow_id="w", vm_group="g", status="Completed", started="1", ended="2", vms=1)

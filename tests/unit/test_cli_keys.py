@@ -73,6 +73,26 @@ def test_a_key_file_is_added_and_removed_and_the_last_slot_stays(
     assert "the last one" in " ".join(capsys.readouterr().err.split())
 
 
+def test_what_is_done_with_keys_is_in_the_audit_log_without_any_secret(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _run(config, "init") == 0
+    assert _run(config, "key", "add", "--passphrase-env", "NEW_PASSPHRASE", "--label", "ops") == 0
+    added = next(slot["slot_id"] for slot in _slots(config, capsys) if slot["label"] == "ops")
+    assert _run(config, "key", "remove", added) == 0
+    assert _run(config, "key", "rotate", "--passphrase-env", "NEW_PASSPHRASE") == 0
+    monkeypatch.setenv("VAULT_PASSPHRASE", SECOND)
+    capsys.readouterr()
+    assert _run(config, "audit", "--json") == 0
+    told = capsys.readouterr().out
+    entries = [item["entry"] for item in json.loads(told)]
+    assert [entry["action"] for entry in entries] == ["key add", "key remove", "key rotate"]
+    assert [entry["object_name"] for entry in entries[:2]] == [f"keys/{added}"] * 2
+    assert entries[0]["details"] == {"method": "passphrase", "label": "ops"}
+    assert FIRST not in told
+    assert SECOND not in told
+
+
 @pytest.mark.parametrize(
     "options", [[], ["--passphrase-env", "A", "--key-file", "/b"], ["--passphrase-file", "relative"]]
 )

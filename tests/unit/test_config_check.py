@@ -160,6 +160,10 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ('file = "*pagefile*"', 'path = "*pagefile*"', ".exclude_disks[0].path", "known here: label"),
         ('min_size_bytes = "2 TiB"', 'min_size_bytes = "63 TiB"', ".exclude_disks[2]", "above max_size_bytes"),
         ("# thumbprint_sha256", "insecure_skip_verify = true #", '"main"]', "exclude each other"),
+        ("daily = 14", "dayly = 14", ".retention.dayly", "did you mean 'daily'?"),
+        ("min_backups = 2", "min_backups = 0", ".retention.min_backups", "greater than or equal to 1"),
+        ("keep_last = 3", "keep_last = -3", ".retention.keep_last", "greater than or equal to 0"),
+        ('prune_at = "11:00"', 'prune_at = "25:00"', ".prune_at", "a time of day in UTC"),
         ("installation_id", "_env_file = '/x'\ninstallation_id", "_env_file", "unknown key"),
     ],
 )  # fmt: skip

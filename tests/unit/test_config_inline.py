@@ -52,6 +52,7 @@ def test_a_name_is_looked_up_and_a_group_is_taken(settings: Settings) -> None:
         ({"name": "nightly"}, "vm_group.name: is the name of a configured VM group"),
         ({"name": "No Name"}, "vm_group.name: must be 1 to 63 of a-z"),
         ({"disks": [{}]}, "vm_group.disks[0]: needs one key at least"),
+        ({"retention": {"daily": 7}}, "vm_group.retention: is for a configured VM group"),
         ({"quiesce_fallback": True}, "vm_group: quiesce_fallback has no effect"),
     ],
 )  # fmt: skip

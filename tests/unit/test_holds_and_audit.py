@@ -89,8 +89,15 @@ def test_what_somebody_else_puts_into_the_log_is_told_and_hides_nothing(reposito
     # With the repository's keys: an entry's content under another time.
     late = "audit/20300101T000000.000000Z-0000000000000000"
     repository.put(Kind.AUDIT, late, repository.get(Kind.AUDIT, name))
+    # The same, of a time at which the store did not have it.
+    old = "20200202T000000.000000Z"
+    entry = audit.AuditEntry(time=old, actor="jo@office", action="forget", object_name="x")
+    back_dated = f"audit/{old}-0000000000000000"
+    repository.put(Kind.AUDIT, back_dated, entry.model_dump_json().encode())
     found = {item.name: item for item in audit.entries(repository)}
-    assert len(found) == 4
+    assert len(found) == 5
+    assert found[back_dated].entry is not None
+    assert "the store has it since 20" in found[back_dated].problem
     assert found[name].entry is not None
     assert not found[name].problem
     assert found[forged].entry is None

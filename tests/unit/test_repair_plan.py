@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from safehaul.catalog.catalog import Catalog
 from safehaul.media.audit import entries
 from safehaul.media.forgotten import list_forgotten, recover
 from safehaul.media.holds import place_hold, release_hold
@@ -153,6 +154,7 @@ def test_lost_backups_are_dropped_only_when_it_is_confirmed_and_can_be_recovered
         if path.is_file():
             path.unlink()
     repair = ["--config", str(config), "repo", "repair"]
+    assert run(["--config", str(config), "catalog", "rebuild"]) == 0
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run([*repair, "--drop-lost"]) == 2
     assert "confirm it with --yes" in capsys.readouterr().err
@@ -168,6 +170,9 @@ def test_lost_backups_are_dropped_only_when_it_is_confirmed_and_can_be_recovered
     (dropped,) = json.loads(capsys.readouterr().out)["backups"]
     assert dropped["fate"] == "forgotten"
     assert [found.ref for found in list_forgotten(repository)] == [ref]
+    catalog = Catalog(f"sqlite:///{config.parent}/catalog.db")
+    assert catalog.list_backups() == []
+    catalog.close()
     assert list(list_backups(repository)) == []
     assert [logged.entry.action for logged in entries(repository) if logged.entry] == ["forget"]
     assert run(repair) == 0

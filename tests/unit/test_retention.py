@@ -111,7 +111,7 @@ def test_groups_are_judged_apart_and_unknown_ones_stay() -> None:
     found = plan(backups, {"nightly": Retention(daily=2)}, (), NOW)
     assert len([item for item in found if item.keep and item.backup.vm_group == "nightly"]) == 2
     gone = [item for item in found if item.backup.vm_group == "gone"]
-    assert {str(item) for item in gone} == {"kept: its VM group is not configured: gone"}
+    assert {str(item) for item in gone} == {"kept: unknown VM group gone"}
 
 
 def test_a_repository_that_was_copied_loses_nothing_by_its_new_dates() -> None:

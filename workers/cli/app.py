@@ -22,9 +22,12 @@ from workers.cli import (
     group,
     job,
     keys,
+    prune,
     repair,
     repo,
     restore,
+    retention,
+    schedules,
     worker,
 )
 from workers.cli.output import Json, Output, plain, show_json
@@ -59,6 +62,11 @@ repo.app.command()(repair.repair)
 app.add_typer(
     repo.app, name="repo", help="Make, describe and verify a MediaAgent's repository; manage its keys."
 )
+repo.app.command()(prune.prune)
+repo.app.command("audit")(prune.audit_)
+app.add_typer(
+    retention.app, name="retention", help="Show what is kept and why; hold, release and recover backups."
+)
 app.add_typer(catalog.app, name="catalog", help="Rebuild the catalogue from the repositories.")
 app.add_typer(
     configuration.app, name="config", help="Check the configuration; print an example or the reference."
@@ -90,6 +98,9 @@ def version(*, as_json: Json = False) -> None:
         show_json({"version": of("safehaul")})
     else:
         typer.echo(of("safehaul"))
+
+
+app.command()(schedules.setup)
 
 
 @app.command()

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from activities.audit_notes import note_reading
 from safehaul.config.fields import parse_size_bytes
 from safehaul.errors import InvalidInputError
+from safehaul.media.audit import Action
 from safehaul.media.disk_view import DiskView
 from safehaul.media.reader import BackupReader
 from workers.cli import completion
 from workers.cli.disk_image import find_disk
 from workers.cli.identifiers import BACKUP_HELP, find_backup
-from workers.cli.output import of
+from workers.cli.output import of, warn
 from workers.cli.repo import Agent, open_repository
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,7 +47,10 @@ def cat(
     try:
         reader = BackupReader(repository, vc_guid, backup_id)
         try:
-            view = DiskView(reader, find_disk(reader.manifest.disks, which).key)
+            found = find_disk(reader.manifest.disks, which)
+            view = DiskView(reader, found.key)
+            details = {"disk": found.key, "offset": start, "length": "to the end" if count is None else count}
+            warn(note_reading(repository, Action.READ, f"{vc_guid}/{backup_id}", details))
             end = view.size_bytes if count is None else min(start + count, view.size_bytes)
             # The first read also refuses an offset beyond the disk.
             place = start

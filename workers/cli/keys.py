@@ -12,10 +12,11 @@ from activities import repositories
 from safehaul.config.media_agent import MediaAgent
 from safehaul.config.secrets import SecretRef
 from safehaul.errors import ConfigError, InvalidInputError
-from safehaul.media import key_slots, repository_config
+from safehaul.media import audit, key_slots, repository_config
+from safehaul.media.audit import Action
 from safehaul.media.key_slots import KeySlot, RepositorySecret
 from safehaul.media.object_store import ObjectStore
-from safehaul.media.repository import secret_missing
+from safehaul.media.repository import Repository, secret_missing
 from workers.cli.output import Json, of, safe, say, show_json, table
 from workers.cli.repo import Agent, choose
 
@@ -62,6 +63,7 @@ def add(
     """
     opened = _open(choose(of(context).settings(), media_agent))
     slot = _add(opened, _new(passphrase_env, passphrase_file, key_file), label)
+    _record(opened, Action.KEY_ADD, slot)
     _tell(slot, f"slot {slot.slot_id} opens the repository with the new {slot.method}", as_json=as_json)
 
 
@@ -75,12 +77,15 @@ def remove(
 ) -> None:
     """Take a secret's right away: its slot is deleted, data is not touched.
 
-    Who has kept the slot's object and knows its secret can still read what he copies from the store.
-    Example: `safehaul repo key remove 3f2a…`.
+    The configured secret must open the repository: the removal is recorded in its audit log. Who has kept the slot's
+    object and knows its secret can still read what he copies from the store. Example: `safehaul repo key remove 3f2a…`.
     """
     agent = choose(of(context).settings(), media_agent)
-    store = repositories.deleting_store_of(agent)
-    gone = key_slots.remove_slot(store, _config(store).repository_id, slot)
+    opened = _open(agent)
+    with repositories.deleting(agent) as store:
+        gone = key_slots.removable_slot(store, opened.config.repository_id, slot)
+        _record(opened, Action.KEY_REMOVE, gone)
+        key_slots.remove_slot(store, opened.config.repository_id, slot)
     _tell(gone, f"slot {slot} is gone: its {gone.method} opens the repository no more", as_json=as_json)
 
 
@@ -101,9 +106,11 @@ def rotate(
     Example: `safehaul repo key rotate --passphrase-env NEW_PASSPHRASE`.
     """
     agent = choose(of(context).settings(), media_agent)
-    opened = _open(agent)
-    slot = _add(opened, _new(passphrase_env, passphrase_file, key_file), label)
-    key_slots.remove_slot(repositories.deleting_store_of(agent), slot.repository_id, opened.slot.slot_id)
+    opened, secret = _open(agent), _new(passphrase_env, passphrase_file, key_file)
+    with repositories.deleting(agent) as store:
+        slot = _add(opened, secret, label)
+        _record(opened, Action.KEY_ROTATE, slot, replaces=opened.slot.slot_id)
+        key_slots.remove_slot(store, slot.repository_id, opened.slot.slot_id)
     _tell(
         slot,
         f"slot {slot.slot_id} replaces {opened.slot.slot_id}: give every worker the new {slot.method}",
@@ -116,7 +123,7 @@ class _Opened:
     """A repository that the configured secret has opened."""
 
     store: ObjectStore
-    repository_id: str
+    config: repository_config.RepositoryConfig
     root_key: bytes
     slot: KeySlot
 
@@ -137,7 +144,7 @@ def _open(agent: MediaAgent) -> _Opened:
         raise ConfigError(secret_missing(store.url))
     root_key, slot = key_slots.unlock(store, config.repository_id, secret)
     repository_config.check_sealed(config, root_key)
-    return _Opened(store, config.repository_id, root_key, slot)
+    return _Opened(store, config, root_key, slot)
 
 
 def _new(passphrase_env: str, passphrase_file: str, key_file: str) -> RepositorySecret:
@@ -158,7 +165,13 @@ def _new(passphrase_env: str, passphrase_file: str, key_file: str) -> Repository
 
 
 def _add(opened: _Opened, secret: RepositorySecret, label: str) -> KeySlot:
-    return key_slots.add_slot(opened.store, opened.root_key, opened.repository_id, secret, label)
+    return key_slots.add_slot(opened.store, opened.root_key, opened.config.repository_id, secret, label)
+
+
+def _record(opened: _Opened, action: Action, slot: KeySlot, **more: str) -> None:
+    repository = Repository(opened.store, opened.config, opened.root_key)
+    audit.append(repository, action, slot.object_name, {"method": slot.method, "label": slot.label, **more})
+    repository.close()
 
 
 def _as_json(slot: KeySlot) -> dict[str, Any]:

@@ -34,6 +34,7 @@ __all__ = [
     "show_json",
     "size",
     "table",
+    "warn",
 ]
 
 ResultT = TypeVar("ResultT")
@@ -125,6 +126,12 @@ def _bare(markup: str) -> str:
 def say(text: str) -> None:
     """Print a line, never broken, so that an id can be copied; foreign text in it must have gone through `safe`."""
     console().print(text, soft_wrap=True)
+
+
+def warn(problem: str) -> None:
+    """Tell a problem that stops nothing, on stderr; nothing for an empty one."""
+    if problem:
+        sys.stderr.write(f"safehaul: {plain(problem)}\n")
 
 
 def safe(text: str) -> str:

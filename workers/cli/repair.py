@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from activities import repositories
+from safehaul.catalog.catalog import Catalog
 from safehaul.config.media_agent import MediaAgent
-from safehaul.errors import InvalidInputError
+from safehaul.config.settings import Settings
+from safehaul.errors import ConfigError, InvalidInputError, TransientError
 from safehaul.media import audit
 from safehaul.media.forgotten import forget
 from safehaul.media.holds import is_held
 from safehaul.media.manifest import BackupRef
+from safehaul.media.object_store import DeletingStore
 from safehaul.media.repair import repair_index
 from safehaul.media.repair_plan import Fate, Healing, LostBackup, RepairPlan, clear_manifest, plan_repair
 from safehaul.media.repair_plan import drop_lost as drop_lost_backups
@@ -21,7 +24,7 @@ from safehaul.media.repository import Repository
 from safehaul.media.verify import verify
 from safehaul.media.verify_generations import read_noted
 from workers.cli import exits
-from workers.cli.output import Json, of, say, show_json, size, table
+from workers.cli.output import Json, of, plain, say, show_json, size, table
 from workers.cli.repo import Agent, choose
 
 _HEALING = {
@@ -63,7 +66,8 @@ def repair(
     """
     if yes and not drop_lost:
         raise InvalidInputError("--yes goes with --drop-lost")
-    agent = choose(of(context).settings(), media_agent)
+    settings = of(context).settings()
+    agent = choose(settings, media_agent)
     repository = repositories.open_repository(agent)
     try:
         # A damaged object of `gc/` says of nobody knows which packs that they must not be relied on: nothing is listed.
@@ -74,6 +78,7 @@ def repair(
             _show(plan)
         if plan.backups and drop_lost:
             plan = _drop(repository, agent, plan, yes=yes)
+            _take_off_the_catalogue(settings, agent, plan)
     finally:
         repository.close()
     if as_json:
@@ -92,8 +97,11 @@ def _drop(repository: Repository, agent: MediaAgent, plan: RepairPlan, *, yes: b
         question = f"Take {len(plan.backups)} backups of {len(plan.vms)} VMs off the list?"
         if not typer.confirm(question, err=True):
             raise InvalidInputError("not confirmed: nothing was dropped")
-    store = repositories.deleting_store_of(agent)
+    with repositories.deleting(agent) as store:
+        return _drop_with(repository, store, plan)
 
+
+def _drop_with(repository: Repository, store: DeletingStore, plan: RepairPlan) -> RepairPlan:
     def note(ref: BackupRef, reason: str) -> None:
         details = {"reason": reason, "by": "repo repair --drop-lost"}
         audit.append(repository, audit.Action.FORGET, f"{ref.vc_guid}/{ref.backup_id}", details)
@@ -107,6 +115,24 @@ def _drop(repository: Repository, agent: MediaAgent, plan: RepairPlan, *, yes: b
         return clear_manifest(repository, store, ref)
 
     return drop_lost_backups(plan, forget_noted, clear_noted, lambda ref: is_held(repository, ref))
+
+
+def _take_off_the_catalogue(settings: Settings, agent: MediaAgent, plan: RepairPlan) -> None:
+    """The catalogue lists what can be restored. It is never the truth: when it cannot be written, that is only told."""
+    gone = [item for item in plan.backups if item.fate in {Fate.FORGOTTEN, Fate.DELETED}]
+    try:
+        catalog = Catalog(settings.catalog_url())
+        try:
+            for vc_guid in sorted({item.vc_guid for item in gone}):
+                catalog.remove_backups(
+                    agent.name, vc_guid, [item.backup_id for item in gone if item.vc_guid == vc_guid]
+                )
+        finally:
+            catalog.close()
+    except (ConfigError, TransientError) as error:
+        sys.stderr.write(
+            f"safehaul: the catalogue still lists them ({plain(str(error))}): `safehaul catalog rebuild`\n"
+        )
 
 
 def _show(plan: RepairPlan) -> None:

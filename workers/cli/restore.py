@@ -10,14 +10,16 @@ import typer
 from pydantic import BaseModel, ValidationError
 from rich.progress import Progress
 
+from activities.audit_notes import note_reading
 from safehaul.errors import InvalidInputError
+from safehaul.media.audit import Action
 from safehaul.media.reader import BackupReader
 from safehaul.messages.restore import MacPolicy, RestoreDiskRequest, RestoreStatus, RestoreVmRequest
 from workers.bootstrap import connect
 from workers.cli import completion, exits, restore_calls
 from workers.cli.disk_image import find_disk, write_image
 from workers.cli.identifiers import BACKUP_HELP, find_backup
-from workers.cli.output import Json, console, of, run, safe, say, show_json, size
+from workers.cli.output import Json, console, of, run, safe, say, show_json, size, warn
 from workers.cli.repo import Agent, open_repository
 from workers.cli.restore_calls import Ended
 from workers.cli.restore_view import columns, show_report
@@ -243,6 +245,8 @@ def _to_file(
         reader = BackupReader(repository, vc_guid, backup_id)
         try:
             found = find_disk(reader.manifest.disks, which)
+            details = {"disk": found.key, "to_file": str(to)}
+            warn(note_reading(repository, Action.READ, f"{vc_guid}/{backup_id}", details))
             with Progress(*columns(), console=console(), transient=True, disable=as_json) as bar:
                 task = bar.add_task(safe(found.label), total=found.capacity_bytes)
                 written = write_image(

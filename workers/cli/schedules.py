@@ -1,0 +1,247 @@
+"""`safehaul setup`: the Temporal Schedules that keep the repositories in order, made as the configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleCalendarSpec,
+    ScheduleHandle,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleRange,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from safehaul.config.media_agent import MediaAgent
+from safehaul.config.settings import Settings
+from workers.bootstrap import connect
+from workers.cli.output import Json, of, run, say, show_json, table
+from workflows import policies
+
+CATCH_UP_WITHIN = timedelta(hours=6)
+"""A run that Temporal missed, being down, is made up for so long after its time: not at night, beside the backups."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Schedules of one kind: one for each MediaAgent."""
+
+    workflow: str
+    """Type of the workflow."""
+    input_key: str
+    """Key of its input that takes the MediaAgent's name."""
+    id_of: Callable[[str], str]
+    """Id of the schedule, and of the workflows that it starts: for these Temporal adds the time."""
+    time_of: Callable[[MediaAgent], str]
+    """`HH:MM` in UTC; empty: none is wanted."""
+    days: tuple[ScheduleRange, ...]
+    """Days of the week, 0 is Sunday."""
+    shown_days: str
+
+
+KINDS = (
+    Kind(
+        "PruneRepository",
+        "media_agent",
+        policies.prune_id,
+        lambda agent: agent.prune_at,
+        days=(ScheduleRange(0, 6),),
+        shown_days="daily",
+    ),
+    Kind(
+        "VerifyRepository",
+        "media_agent",
+        policies.verify_id,
+        lambda agent: agent.verify_at,
+        days=(ScheduleRange(0),),
+        shown_days="Sundays",
+    ),
+    Kind(
+        "CopyBackups",
+        "source",
+        policies.copy_id,
+        lambda agent: agent.copy_at if agent.copy_to else "",
+        days=(ScheduleRange(0, 6),),
+        shown_days="daily",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one schedule."""
+
+    schedule: str
+    did: str
+    """`created`, `updated`, `unchanged`, `removed`; `left`: it is not ours; `unknown`: ours, of no MediaAgent."""
+    when: str
+    note: str = ""
+
+
+def setup(
+    context: typer.Context,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    remove_unknown: Annotated[
+        bool,
+        typer.Option("--remove-unknown", help="Remove the schedules of MediaAgents that are not configured."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Create or update the Temporal Schedules of each MediaAgent; a second time changes nothing.
+
+    A schedule that somebody has paused stays so. Example: `safehaul setup --dry-run`.
+    """
+    settings = of(context).settings()
+
+    async def work() -> list[Done]:
+        return await set_up(await connect(settings), settings, dry_run=dry_run, remove_unknown=remove_unknown)
+
+    done = run(work())
+    if as_json:
+        show_json([vars(item) for item in done])
+        return
+    table(["schedule", "when (UTC)", "would be" if dry_run else "is", "note"], [tuple(_row(i)) for i in done])
+    if any(item.did == "unknown" for item in done):
+        say("unknown ones were left: `safehaul setup --remove-unknown` removes them")
+
+
+async def set_up(
+    client: Client, settings: Settings, *, dry_run: bool = False, remove_unknown: bool = False
+) -> list[Done]:
+    """Bring the schedules to what the configuration says; returns what was done, or would be. Raises RPCError."""
+    done = []
+    for kind in KINDS:
+        wanted = {kind.id_of(agent.name): agent for agent in settings.media_agents}
+        for schedule_id, agent in wanted.items():
+            done.append(await _bring_about(client, kind, schedule_id, agent, dry_run=dry_run))
+        for schedule_id in sorted(await _ours(client, kind) - set(wanted)):
+            if remove_unknown and not dry_run:
+                await client.get_schedule_handle(schedule_id).delete()
+            note = "its MediaAgent is not in the configuration"
+            done.append(Done(schedule_id, "removed" if remove_unknown else "unknown", "", note))
+    return [item for item in done if item.did]
+
+
+async def _bring_about(
+    client: Client, kind: Kind, schedule_id: str, agent: MediaAgent, *, dry_run: bool
+) -> Done:
+    at = kind.time_of(agent)
+    handle = client.get_schedule_handle(schedule_id)
+    there = await _described(handle)
+    starts = getattr(there.action, "workflow", "") if there is not None else kind.workflow
+    if starts != kind.workflow:
+        return Done(schedule_id, "left", "", f"somebody's own schedule of this name starts {starts}")
+    if not at:
+        if there is None:
+            return Done(schedule_id, "", "")
+        if not dry_run:
+            await handle.delete()
+        return Done(schedule_id, "removed", "", "the configuration wants none")
+    when = f"{kind.shown_days} {at}"
+    schedule = _schedule(kind, schedule_id, agent.name, at)
+    if there is None:
+        if not dry_run:
+            await client.create_schedule(schedule_id, schedule)
+        return Done(schedule_id, "created", when)
+    paused = "it is paused" if there.state.paused else ""
+    if await _same(client, there, schedule):
+        return Done(schedule_id, "unchanged", when, paused)
+
+    def change(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        return ScheduleUpdate(replace(schedule, state=found.description.schedule.state))
+
+    if not dry_run:
+        await handle.update(change)
+    return Done(schedule_id, "updated", when, paused)
+
+
+def _schedule(kind: Kind, schedule_id: str, media_agent: str, at: str) -> Schedule:
+    hour, minute = map(int, at.split(":"))
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            kind.workflow,
+            {kind.input_key: media_agent},
+            id=schedule_id,
+            task_queue=policies.COMMSERVE_QUEUE,
+            static_summary=f"{kind.workflow} of {media_agent}",
+        ),
+        spec=ScheduleSpec(
+            calendars=[
+                ScheduleCalendarSpec(
+                    hour=(ScheduleRange(hour),), minute=(ScheduleRange(minute),), day_of_week=kind.days
+                )
+            ]
+        ),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCH_UP_WITHIN),
+    )
+
+
+async def _described(handle: ScheduleHandle) -> Schedule | None:
+    try:
+        return (await handle.describe()).schedule
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+
+
+async def _same(client: Client, there: Schedule, wanted: Schedule) -> bool:
+    """Whether a schedule is as it should be; whether it is paused is its user's affair."""
+    return await _told(client, there) == await _told(client, wanted)
+
+
+async def _told(client: Client, schedule: Schedule) -> list[Any]:
+    action = schedule.action
+    if not isinstance(action, ScheduleActionStartWorkflow):
+        return []
+    arguments = list(action.args)
+    if arguments and not isinstance(arguments[0], dict):
+        arguments = await client.data_converter.decode(arguments)
+    spec, policy = schedule.spec, schedule.policy
+    times = [{part: list(map(_span, getattr(item, part))) for part in _PARTS} for item in spec.calendars]
+    others = (
+        spec.intervals,
+        spec.cron_expressions,
+        spec.skip,
+        spec.start_at,
+        spec.end_at,
+        spec.time_zone_name,
+    )
+    what = [action.workflow, arguments, action.id, action.task_queue, times, [bool(item) for item in others]]
+    return [*what, policy.overlap, policy.catchup_window, policy.pause_on_failure]
+
+
+_PARTS = ("second", "minute", "hour", "day_of_month", "month", "year", "day_of_week")
+
+
+def _span(span: ScheduleRange) -> tuple[int, int, int]:
+    """A range in the one form: the server fills in what was left out."""
+    return span.start, max(span.start, span.end), max(1, span.step)
+
+
+async def _ours(client: Client, kind: Kind) -> set[str]:
+    """Ids of the schedules of a kind that are there, by their id and what they start."""
+    found = set()
+    async for item in await client.list_schedules():
+        action = item.schedule.action if item.schedule else None
+        if item.id.startswith(kind.id_of("")) and getattr(action, "workflow", "") == kind.workflow:
+            found.add(item.id)
+    return found
+
+
+def _row(item: Done) -> list[str]:
+    return [item.schedule, item.when, item.did, item.note]

@@ -58,6 +58,7 @@ _FORGOTTEN_ADVICE = (
     "no collection can run until it is gone, and this backup cannot be recovered: delete the object with an identity "
     "that may delete"
 )
+_VERIFIED_ADVICE = "nothing is lost with it: the packs that it named are read again earlier"
 _IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
 
 
@@ -163,6 +164,8 @@ class Verification:
             for name, problem in self._noted.broken.items():
                 self._findings.damage(name, problem, _GC_ADVICE)
             self._check_forgotten()
+            for name, problem in self.ages.broken.items():
+                self._findings.damage(name, problem, _VERIFIED_ADVICE)
             self._check_presence()
             self._show(cursor="idx/")
         if self.progress.cursor.startswith("idx/"):

@@ -11,7 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from safehaul.errors import BusyError
-from safehaul.media import verified
 from safehaul.media.collection import PREFIX, Generation, record_damaged
 from safehaul.media.envelope import Kind
 from safehaul.media.forgotten import forget, purge
@@ -21,7 +20,7 @@ from safehaul.media.repair import repair_index
 from safehaul.media.repository import Repository
 from safehaul.media.sessions import open_session
 from safehaul.media.store import open_deleting_store
-from safehaul.media.verified import Findings, put_findings, read_findings
+from safehaul.media.verified import Findings, drop_superseded, put_findings, read_findings
 from safehaul.media.verify import Verification, next_stage, verify
 from safehaul.media.verify_summary import summarise
 from safehaul.messages.base import Request
@@ -361,19 +360,34 @@ def test_a_damaged_object_is_named_with_what_it_touches_and_what_to_do(
     assert index_name(ref)
 
 
-def test_findings_that_are_superseded_are_named_and_nothing_else(plain: Repository) -> None:
+def test_findings_that_are_superseded_are_dropped_and_nothing_else(plain: Repository) -> None:
     back_up(plain, "run-1", IMAGE)
     aged(plain)
     now = 4_000_000_000
+    store = open_deleting_store(plain.store.url)
     first = verify(plain, full=True, note_damage=True)
-    assert verified.superseded(plain, now) == []
+    assert drop_superseded(plain, store, now) == 0
     ids = "".join(path.name for path in pack_paths(plain)[:2])
     put_findings(plain, "20990101T000000Z-b", Findings(mode=VerifyMode.FULL, recorded=now, sound=ids))
-    assert verified.superseded(plain, now) == []
+    assert drop_superseded(plain, store, now) == 0
     everything = "".join(path.name for path in pack_paths(plain))
     put_findings(plain, "20990102T000000Z-c", Findings(mode=VerifyMode.FULL, recorded=now, sound=everything))
-    names = verified.superseded(plain, now)
-    assert {name.split("/")[1] for name in names} == {first.run, "20990101T000000Z-b"}
+    assert drop_superseded(plain, store, now) > 0
+    left = {found.name.split("/")[1] for found in plain.store.list("verified/")}
+    assert left == {"20990102T000000Z-c"} | ({first.run} & left)
+    assert not any(part.sound for part in read_findings(plain, first.run))
+
+
+def test_damaged_findings_are_named_and_their_packs_are_read_again(plain: Repository) -> None:
+    back_up(plain, "run-1", IMAGE)
+    aged(plain)
+    verify(plain, full=True, note_damage=True)
+    name = _damage_object(plain, "verified/")
+    report = sample(plain, 50)
+    assert [item.object_name for item in report.damage] == [name]
+    assert "nothing is lost" in report.damage[0].advice
+    drop_superseded(plain, open_deleting_store(plain.store.url), 4_000_000_000)
+    assert sample(plain, 50).sound
 
 
 def test_two_that_record_at_once_lose_nothing(plain: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,11 +55,11 @@ _GC_ADVICE = (
     "that may delete, then run `safehaul repo verify --full --note-damage`"
 )
 _FORGOTTEN_ADVICE = (
-    "no collection can run until it is gone, and this backup cannot be recovered: delete the object with an identity "
-    "that may delete"
+    "no collection can run until it is gone, and this backup cannot be recovered: `safehaul repo repair --drop-lost` "
+    "deletes it"
 )
 _VERIFIED_ADVICE = "nothing is lost with it: the packs that it named are read again earlier"
-_IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
+_IDX_ADVICE = "`safehaul repo repair` lists its packs again; with --drop-lost it then deletes the list"
 
 
 class Verification:

@@ -18,7 +18,13 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from safehaul.errors import AlreadyExistsError, IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import (
+    AlreadyExistsError,
+    IntegrityError,
+    NotFoundError,
+    UnreadableError,
+    UnsupportedError,
+)
 from safehaul.media.canonical import canonical_json, parse_object
 from safehaul.media.codec import ID_LENGTH
 from safehaul.media.envelope import Kind
@@ -235,7 +241,7 @@ def verifications(
         except (NotFoundError, UnsupportedError):
             # Superseded, and taken away since the listing; or a newer program's.
             continue
-        except IntegrityError as error:
+        except (IntegrityError, UnreadableError) as error:
             on_damage(name, str(error))
             continue
         if findings.sound and findings.recorded <= now + _CLOCK_SLACK_S:

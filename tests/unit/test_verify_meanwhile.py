@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from safehaul.errors import ConnectionLostError
 from safehaul.media.collection import PREFIX, Generation
 from safehaul.media.envelope import Kind
 from safehaul.media.forgotten import forget, purge
@@ -167,3 +170,44 @@ def test_a_collection_removes_what_is_left_of_a_healed_pack(repository: Reposito
         assert report.sound
         assert report.leftovers == report.damaged_packs == []
         assert restore(known, first) == IMAGE
+
+
+def test_a_store_that_is_not_mounted_has_lost_nothing(plain: Repository) -> None:
+    """Everything seems to be gone: nothing is noted, and another try finds it sound."""
+    back_up(plain, "run-1", IMAGE)
+    root = Path(plain.store.url.removeprefix("file://"))
+
+    def unmount(doing: str) -> None:
+        if "idx/" in doing and root.exists():
+            root.rename(root.with_name("away"))
+            root.mkdir()
+
+    with pytest.raises(ConnectionLostError, match="is its directory mounted"):
+        verify(plain, full=True, note_damage=True, heartbeat=unmount)
+    assert list(root.iterdir()) == []
+    root.rmdir()
+    root.with_name("away").rename(root)
+    assert verify(plain, full=True).sound
+
+
+def test_a_bad_sector_is_damage_of_the_chunk_that_it_holds(
+    plain: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = back_up(plain, "run-1", IMAGE)
+    bad, sound = pack_paths(plain)[0], os.preadv
+    place = 5000
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        here = Path(f"/proc/self/fd/{descriptor}").readlink() == bad
+        if here and offset <= place < offset + len(buffers[0]):
+            raise OSError(errno.EIO, "Input/output error")
+        return sound(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    report = verify(plain, full=True, note_damage=True)
+    assert report.damaged_packs == [bad.name]
+    assert sum(item.lost for item in report.touched) == 1
+    assert [item.bytes_lost for item in report.damaged_backups] == [CHUNK]
+    assert "Input/output error" in report.damage[0].problem
+    monkeypatch.undo()
+    assert restore(plain, ref) == IMAGE

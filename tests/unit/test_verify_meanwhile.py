@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from safehaul.errors import ConnectionLostError
+from safehaul.media.backup_check import BackupChecker
 from safehaul.media.collection import PREFIX, Generation
 from safehaul.media.envelope import Kind
 from safehaul.media.forgotten import forget, purge
@@ -209,5 +210,7 @@ def test_a_bad_sector_is_damage_of_the_chunk_that_it_holds(
     assert sum(item.lost for item in report.touched) == 1
     assert [item.bytes_lost for item in report.damaged_backups] == [CHUNK]
     assert "Input/output error" in report.damage[0].problem
+    check = BackupChecker(plain).check(ref)
+    assert [item.length_bytes for item in check.damage] == [CHUNK]
     monkeypatch.undo()
     assert restore(plain, ref) == IMAGE

@@ -53,12 +53,12 @@ def prune_id(media_agent: str) -> str:
 
 
 def verify_id(media_agent: str) -> str:
-    """The schedule that verifies a MediaAgent's repository, and the workflows that it starts."""
+    """The same for its verification."""
     return f"verify-{media_agent}"
 
 
 def copy_id(media_agent: str) -> str:
-    """The schedule that copies a MediaAgent's backups elsewhere, and the workflows that it starts."""
+    """The same for the copy of its backups elsewhere."""
     return f"copy-{media_agent}"
 
 
@@ -246,15 +246,6 @@ UPKEEP_PART = StepPolicy(
     schedule_to_close=timedelta(hours=72),
     heartbeat=HEARTBEAT,
     retry=_PATIENT,
-    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-)
-# Upkeep of a repository may take hours, waits for a MediaAgent that is restarted, and not for one that is gone: the
-# next run comes with its schedule. A try goes on where the last one was. Cancelled, it stops at a safe point.
-UPKEEP = StepPolicy(
-    schedule_to_start=AGENT_SILENT_AFTER,
-    start_to_close=timedelta(hours=24),
-    heartbeat=HEARTBEAT,
-    retry=_SOON,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.

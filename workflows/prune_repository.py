@@ -111,7 +111,7 @@ class PruneRepository:
             PruneStep(media_agent=report.media_agent, dry_run=report.dry_run, after=after),
             queue=policies.upkeep_queue(report.media_agent),
             summary=f"{what}{' (only look)' if report.dry_run else ''}",
-            policy=policies.UPKEEP,
+            policy=policies.UPKEEP_PART,
         )
         if workflow.cancellation_reason() is not None:
             # The step had ended before it saw the cancel, which must not be swallowed.

@@ -15,7 +15,6 @@ _MIB = 2**20
 _GIB = 2**30
 _BUCKET_SCHEMES = ("s3", "gs", "az")
 _SCHEMES = ("file", *_BUCKET_SCHEMES)
-TIME_OF_DAY = r"^(([01]\d|2[0-3]):[0-5]\d)?$"
 _S3_KEYS = (
     "s3_endpoint",
     "s3_region",
@@ -70,13 +69,15 @@ class MediaAgent(Section):
     s3_allow_http: bool = False
     """`true`: `s3_endpoint` may be `http://` on another machine than this one. Names, sizes and, in a repository that
     is not encrypted, the backups themselves travel in clear."""
-    prune_at: str = Field(default="11:00", pattern=TIME_OF_DAY)
+    prune_at: str = Field(default="11:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
     """When the repository is [pruned](retention.md) each day, `HH:MM` in UTC, by the Temporal Schedule that
     `safehaul setup` makes. `""`: never by itself."""
-    verify_at: str = Field(default="13:00", pattern=TIME_OF_DAY)
-    """When a quarter of the repository is [verified](keeping.md#verification) each Sunday, `HH:MM` in UTC, by the
-    Temporal Schedule that `safehaul setup` makes. `""`: never by itself."""
-    copy_at: str = Field(default="08:00", pattern=TIME_OF_DAY)
+    verify_at: str = Field(
+        default="sun 12:00", pattern=r"^((sun|mon|tue|wed|thu|fri|sat) ([01]\d|2[0-3]):[0-5]\d)?$"
+    )
+    """When the repository is [verified](keeping.md) each week, a part of it, in UTC, by the schedule of the same
+    command. `""`: never by itself."""
+    copy_at: str = Field(default="08:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
     """When its backups are copied to `copy_to` each day, `HH:MM` in UTC, by such a schedule. `""`: never by itself."""
     s3_part_size_bytes: SizeBytes = Field(default=8 * _MIB, ge=5 * _MIB, le=2 * _GIB)
     """What is larger is uploaded to a bucket in parts of this size, for about three times as much memory of each

@@ -224,11 +224,9 @@ def write_index(repository: Repository, index: BackupIndex) -> None:
 def read_index(repository: Repository, ref: BackupRef) -> BackupIndex | None:
     """Read a backup's index; None when step 14 was not reached."""
     name = index_name(ref)
-    try:
-        body = repository.get(Kind.INDEX, name)
-    except NotFoundError:
+    if not repository.store.exists(name):
         return None
-    return parse_object(BackupIndex, body, name)
+    return parse_object(BackupIndex, repository.get(Kind.INDEX, name), name)
 
 
 def list_backups(repository: Repository, vc_guid: str | None = None) -> Iterator[BackupRef]:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,6 +24,7 @@ from safehaul.messages.prune import PruneStep
 from tests.unit.media_backup import restore
 from tests.unit.retained_site import add_backup, listed, make_site, set_age
 
+pytestmark = pytest.mark.slow
 STEP = PruneStep(media_agent="vault")
 VMS = ("vc.a", "vc.b")
 
@@ -137,5 +139,5 @@ class PruneStory(RuleBasedStateMachine):
 
 TestPruneStory = PruneStory.TestCase
 TestPruneStory.settings = settings(
-    max_examples=12, stateful_step_count=14, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )

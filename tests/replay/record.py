@@ -257,6 +257,30 @@ async def _restores(client: Client) -> None:
             await _restore(client, kind, name, request, end=end)
 
 
+async def _prune(client: Client, end: str) -> None:
+    def hook(name: str) -> None:
+        if name == "purge_forgotten" and end == "failed":
+            raise ApplicationError("HTTP 403", type="PermissionRefusedError", non_retryable=True)
+        if name == "purge_forgotten" and end == "cancelled":
+            wait_for_cancel(1.0)
+
+    steps, workflow_id = TrivialPrune(hook), f"prune-repository-{end}"
+    async with upkeep(client, steps.all()):
+        handle = await client.start_workflow(
+            "PruneRepository", {"media_agent": "vault"}, id=workflow_id, task_queue="commserve"
+        )
+        if end == "cancelled":
+            await _until(lambda: len(steps.called) == 3)
+            await handle.signal("cancel")
+        await _ended(handle)
+    await _save(client, workflow_id, workflow_id)
+
+
+async def _prunes(client: Client) -> None:
+    for end in ("completed", "failed", "cancelled"):
+        await _prune(client, end)
+
+
 IMAGE = random.Random(7).randbytes(12 * CHUNK)
 
 
@@ -311,37 +335,13 @@ async def _long_upkeep(client: Client) -> None:
     await _save(client, name, "verify-repository-continues-as-new", first)
 
 
-async def _prune(client: Client, end: str) -> None:
-    def hook(name: str) -> None:
-        if name == "purge_forgotten" and end == "failed":
-            raise ApplicationError("HTTP 403", type="PermissionRefusedError", non_retryable=True)
-        if name == "purge_forgotten" and end == "cancelled":
-            wait_for_cancel(1.0)
-
-    steps, workflow_id = TrivialPrune(hook), f"prune-repository-{end}"
-    async with upkeep(client, steps.all()):
-        handle = await client.start_workflow(
-            "PruneRepository", {"media_agent": "vault"}, id=workflow_id, task_queue="commserve"
-        )
-        if end == "cancelled":
-            await _until(lambda: len(steps.called) == 3)
-            await handle.signal("cancel")
-        await _ended(handle)
-    await _save(client, workflow_id, workflow_id)
-
-
-async def _prunes(client: Client) -> None:
-    for end in ("completed", "failed", "cancelled"):
-        await _prune(client, end)
-
-
 RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "jobs": (_jobs, 0),
     "long-jobs": (_long_jobs, 80),
     "restores": (_restores, 0),
+    "prunes": (_prunes, 0),
     "upkeep": (_upkeep, 0),
     "long-upkeep": (_long_upkeep, 40),
-    "prunes": (_prunes, 0),
 }
 """Each kind's recorder, and after how many events its server suggests to continue as new (0: after its own number)."""
 

@@ -39,6 +39,9 @@ def test_there_are_histories_of_every_ending() -> None:
         "restore-in-place-cancelled",
         "restore-disk-completed",
         "restore-disk-cancelled",
+        "prune-repository-completed",
+        "prune-repository-failed",
+        "prune-repository-cancelled",
         "verify-repository-completed",
         "verify-repository-damaged",
         "verify-repository-cancelled",
@@ -47,9 +50,6 @@ def test_there_are_histories_of_every_ending() -> None:
         "copy-backups-completed",
         "copy-backups-incomplete",
         "copy-backups-cancelled",
-        "prune-repository-completed",
-        "prune-repository-failed",
-        "prune-repository-cancelled",
     }
 
 

@@ -33,10 +33,9 @@ daily = 3
 
 
 def write_config(home: Path, rules: str = RULES) -> Path:
-    """A configuration with one VM group that has rules, and nothing by itself but the prune."""
+    """A configuration with one VM group that has rules."""
     path = home / "safehaul.toml"
-    text = CONFIG.format(home=home, installation=uuid.uuid4())
-    path.write_text(text.replace("[[vm_groups]]", 'verify_at = ""\n[[vm_groups]]') + rules)
+    path.write_text(CONFIG.format(home=home, installation=uuid.uuid4()) + rules)
     return path
 
 

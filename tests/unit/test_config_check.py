@@ -163,6 +163,7 @@ def test_every_problem_is_reported_at_once(example: Path) -> None:
         ("daily = 14", "dayly = 14", ".retention.dayly", "did you mean 'daily'?"),
         ("min_backups = 2", "min_backups = 0", ".retention.min_backups", "greater than or equal to 1"),
         ("keep_last = 3", "keep_last = -3", ".retention.keep_last", "greater than or equal to 0"),
+        ('verify_at = "sun 12:00"', 'verify_at = "sunday"', ".verify_at", "a day and time in UTC"),
         ('prune_at = "11:00"', 'prune_at = "25:00"', ".prune_at", "a time of day in UTC"),
         ("installation_id", "_env_file = '/x'\ninstallation_id", "_env_file", "unknown key"),
     ],

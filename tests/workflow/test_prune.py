@@ -1,4 +1,4 @@
-"""PruneRepository on a real server: its pieces, its report, its cancel; and the schedules that start it."""
+"""PruneRepository on a real server: its pieces, its report, its cancel, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.client import (
     Client,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleHandle,
-    ScheduleRange,
-    ScheduleSpec,
-    ScheduleUpdate,
-    ScheduleUpdateInput,
     WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHandle,
@@ -31,13 +23,11 @@ from temporalio.exceptions import ApplicationError, CancelledError
 from activities.peers import Peers
 from activities.upkeep_prune import UpkeepPrune
 from lab.temporal import TemporalServer
-from safehaul.config.loader import load
 from safehaul.media import forgotten
 from safehaul.messages.prune import PruneReport
 from tests.unit.retained_site import add_backup, committed, listed, make_site, write_config
 from tests.workflow.prune_workers import TrivialPrune, upkeep
 from workers.cli.app import run
-from workers.cli.schedules import Done, set_up
 from workflows import policies
 
 REQUEST = {"media_agent": "vault"}
@@ -277,118 +267,3 @@ async def test_the_command_shows_what_was_done_before_a_failure(
     told = capsys.readouterr()
     assert "2 forgotten" in told.out
     assert told.err == "safehaul: HTTP 403\n"
-
-
-async def test_the_command_that_makes_schedules(
-    client: Client, temporal: TemporalServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await _gone(client)
-    config = write_config(tmp_path)
-    config.write_text(config.read_text().replace("127.0.0.1:1", temporal.address))
-    assert await _cli(config, "setup", "--dry-run") == 0
-    assert "daily 11:00" in capsys.readouterr().out
-    assert await _cli(config, "setup", "--json") == 0
-    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["created"]
-    await client.get_schedule_handle("prune-vault").delete()
-    await _gone(client)
-
-
-async def _set_up(client: Client, config: Path, **options: bool) -> list[tuple[str, str]]:
-    done: list[Done] = await set_up(client, load(config), **options)
-    return [(item.schedule, item.did) for item in done]
-
-
-async def _gone(client: Client) -> None:
-    """Schedules are found by the server's visibility, which lags."""
-    for _ in range(200):
-        if not [item async for item in await client.list_schedules()]:
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError("the schedules of another test are still there")
-
-
-async def _listed_schedules(client: Client, count: int) -> None:
-    for _ in range(200):
-        if len([item async for item in await client.list_schedules()]) == count:
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError(f"there are not {count} schedules")
-
-
-async def test_schedules_are_made_kept_changed_and_removed(client: Client, tmp_path: Path) -> None:
-    await _gone(client)
-    config = write_config(tmp_path)
-    text = config.read_text()
-    handle: ScheduleHandle = client.get_schedule_handle("prune-vault")
-    assert await _set_up(client, config, dry_run=True) == [("prune-vault", "created")]
-    assert await _set_up(client, config) == [("prune-vault", "created")]
-    assert await _set_up(client, config) == [("prune-vault", "unchanged")]
-    await handle.pause(note="a holiday")
-    config.write_text(text.replace("[[vm_groups]]", 'prune_at = "09:30"\n[[vm_groups]]'))
-    assert await _set_up(client, config, dry_run=True) == [("prune-vault", "updated")]
-    assert await _set_up(client, config) == [("prune-vault", "updated")]
-    assert await _set_up(client, config) == [("prune-vault", "unchanged")]
-    described = await handle.describe()
-    assert described.schedule.state.paused
-    assert [(at.hour, at.minute) for at in described.info.next_action_times[:1]] == [(9, 30)]
-    await _listed_schedules(client, 1)
-    config.write_text(text.replace('"vault"', '"cellar"'))
-    done = [("prune-cellar", "created"), ("prune-vault", "unknown")]
-    assert await _set_up(client, config) == done
-    assert await _set_up(client, config, remove_unknown=True) == [
-        ("prune-cellar", "unchanged"),
-        ("prune-vault", "removed"),
-    ]
-    config.write_text(
-        text.replace('"vault"', '"cellar"').replace("[[vm_groups]]", 'prune_at = ""\n[[vm_groups]]')
-    )
-    await _listed_schedules(client, 1)
-    assert await _set_up(client, config) == [("prune-cellar", "removed")]
-    assert await _set_up(client, config) == []
-    await _gone(client)
-
-
-async def test_what_somebody_changed_is_put_right_and_a_schedule_of_his_own_is_left(
-    client: Client, tmp_path: Path
-) -> None:
-    await _gone(client)
-    config = write_config(tmp_path)
-    handle = client.get_schedule_handle("prune-vault")
-    await _set_up(client, config)
-
-    def only_in_may(found: ScheduleUpdateInput) -> ScheduleUpdate:
-        schedule = found.description.schedule
-        schedule.spec.calendars = [replace(schedule.spec.calendars[0], month=(ScheduleRange(5),))]
-        return ScheduleUpdate(schedule)
-
-    await handle.update(only_in_may)
-    assert await _set_up(client, config) == [("prune-vault", "updated")]
-    assert await _set_up(client, config) == [("prune-vault", "unchanged")]
-    await handle.delete()
-    action = ScheduleActionStartWorkflow("PruneRoses", id="roses", task_queue="garden")
-    await client.create_schedule("prune-vault", Schedule(action=action, spec=ScheduleSpec()))
-    assert await _set_up(client, config) == [("prune-vault", "left")]
-    await handle.delete()
-    await _gone(client)
-
-
-async def test_a_schedule_starts_a_prune(client: Client, tmp_path: Path) -> None:
-    await _gone(client)
-    steps = TrivialPrune()
-    await _set_up(client, write_config(tmp_path))
-    handle = client.get_schedule_handle("prune-vault")
-    try:
-        async with upkeep(client, steps.all()):
-            await handle.trigger()
-            for _ in range(200):
-                actions = (await handle.describe()).info.recent_actions
-                if actions:
-                    break
-                await asyncio.sleep(0.05)
-            started: Any = actions[0].action
-            assert started.workflow_id.startswith("prune-vault")
-            result = await client.get_workflow_handle(started.workflow_id).result()
-    finally:
-        await handle.delete()
-    assert PruneReport.model_validate(result).media_agent == "vault"
-    assert len(steps.called) == 4

@@ -33,48 +33,28 @@ CATCH_UP_WITHIN = timedelta(hours=6)
 """A run that Temporal missed, being down, is made up for so long after its time: not at night, beside the backups."""
 
 
+DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+"""Temporal counts them from 0."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """Schedules of one kind: one for each MediaAgent."""
 
     workflow: str
     """Type of the workflow."""
-    input_key: str
-    """Key of its input that takes the MediaAgent's name."""
     id_of: Callable[[str], str]
     """Id of the schedule, and of the workflows that it starts: for these Temporal adds the time."""
     time_of: Callable[[MediaAgent], str]
-    """`HH:MM` in UTC; empty: none is wanted."""
-    days: tuple[ScheduleRange, ...]
-    """Days of the week, 0 is Sunday."""
-    shown_days: str
+    """`HH:MM` each day, or `sun HH:MM` each week, in UTC; empty: none is wanted."""
+    input_key: str = "media_agent"
+    """Key of its input that takes the MediaAgent's name."""
 
 
 KINDS = (
-    Kind(
-        "PruneRepository",
-        "media_agent",
-        policies.prune_id,
-        lambda agent: agent.prune_at,
-        days=(ScheduleRange(0, 6),),
-        shown_days="daily",
-    ),
-    Kind(
-        "VerifyRepository",
-        "media_agent",
-        policies.verify_id,
-        lambda agent: agent.verify_at,
-        days=(ScheduleRange(0),),
-        shown_days="Sundays",
-    ),
-    Kind(
-        "CopyBackups",
-        "source",
-        policies.copy_id,
-        lambda agent: agent.copy_at if agent.copy_to else "",
-        days=(ScheduleRange(0, 6),),
-        shown_days="daily",
-    ),
+    Kind("PruneRepository", policies.prune_id, lambda agent: agent.prune_at),
+    Kind("VerifyRepository", policies.verify_id, lambda agent: agent.verify_at),
+    Kind("CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"),
 )
 
 
@@ -151,7 +131,7 @@ async def _bring_about(
         if not dry_run:
             await handle.delete()
         return Done(schedule_id, "removed", "", "the configuration wants none")
-    when = f"{kind.shown_days} {at}"
+    when = at if " " in at else f"daily {at}"
     schedule = _schedule(kind, schedule_id, agent.name, at)
     if there is None:
         if not dry_run:
@@ -170,7 +150,9 @@ async def _bring_about(
 
 
 def _schedule(kind: Kind, schedule_id: str, media_agent: str, at: str) -> Schedule:
-    hour, minute = map(int, at.split(":"))
+    day, _, time = at.rpartition(" ")
+    hour, minute = map(int, time.split(":"))
+    days = ScheduleRange(DAYS.index(day)) if day else ScheduleRange(0, len(DAYS) - 1)
     return Schedule(
         action=ScheduleActionStartWorkflow(
             kind.workflow,
@@ -182,7 +164,7 @@ def _schedule(kind: Kind, schedule_id: str, media_agent: str, at: str) -> Schedu
         spec=ScheduleSpec(
             calendars=[
                 ScheduleCalendarSpec(
-                    hour=(ScheduleRange(hour),), minute=(ScheduleRange(minute),), day_of_week=kind.days
+                    hour=(ScheduleRange(hour),), minute=(ScheduleRange(minute),), day_of_week=(days,)
                 )
             ]
         ),

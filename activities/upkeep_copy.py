@@ -8,7 +8,7 @@ from activities.beat import beat, keep_alive
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
-from safehaul.errors import InvalidInputError, NotFoundError
+from safehaul.errors import ConnectionLostError, InvalidInputError, NotFoundError
 from safehaul.media.copy_plan import CopySelection, missing_backups
 from safehaul.media.copying import BackupCopier, CopyBeat
 from safehaul.media.manifest import BackupRef, manifest_name, read_index, read_manifest
@@ -91,6 +91,11 @@ class BackupCopies:
         except NotFoundError:
             if source.store.exists(manifest_name(ref)):
                 raise
+            if not source.store.exists("config"):
+                raise ConnectionLostError(
+                    f"the repository of MediaAgent {arg.source!r} at {source.store.url} is not there any more: is its "
+                    "directory mounted?"
+                ) from None
             # Forgotten since the page was planned: that is no failure.
             return CopiedBackup(gone=True)
         if not target.store.exists(manifest_name(ref)):

@@ -27,6 +27,7 @@ from safehaul.media.holds import held_backups, is_held
 from safehaul.media.manifest import BackupRef, Manifest
 from safehaul.media.object_store import DeletingStore, store_time
 from safehaul.media.repository import Repository
+from safehaul.media.verified import drop_superseded
 from safehaul.messages.prune import (
     MAX_BACKUPS_TOLD,
     MAX_PROBLEMS_TOLD,
@@ -180,6 +181,7 @@ class UpkeepPrune:
             with deleting(agent) as store:
                 audit.append(repository, Action.PRUNE, agent.name, {"workflow": activity.info().workflow_id})
                 report = collect(repository, store, CollectOptions(), beat)
+                drop_superseded(repository, store, int(time.time()), beat)
         return Collected(freed_bytes=report.bytes_deleted, numbers=report.model_dump(exclude={"dry_run"}))
 
     def _list_again(self, repository: Repository, manifest: Manifest, media_agent: str) -> None:

@@ -4,6 +4,7 @@
     ├── TransientError          worth another try: the same call may succeed later
     │   ├── ConnectionLostError     a peer (vCenter, filer, store) did not answer or hung up
     │   ├── SessionLostError        vCenter no longer knows the session (NotAuthenticated)
+    │   ├── UnreadableError         the disk below a store cannot read an object, now or for good
     │   ├── BusyError               a peer asks us to come later, or holds a lock
     │   ├── VmMovedError            the VM's files changed place or identity during the backup
     │   └── DatastoreFullError      a datastore has no space for the operation now
@@ -43,6 +44,10 @@ class ConnectionLostError(TransientError):
 
 class SessionLostError(TransientError):
     """VCenter no longer knows the session; the next call logs in again."""
+
+
+class UnreadableError(TransientError):
+    """The disk below a store cannot read an object. Another try may; a verification takes it for damage."""
 
 
 class BusyError(TransientError):

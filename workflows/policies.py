@@ -57,6 +57,11 @@ def verify_id(media_agent: str) -> str:
     return f"verify-{media_agent}"
 
 
+def copy_id(media_agent: str) -> str:
+    """The same for the copy of its backups elsewhere."""
+    return f"copy-{media_agent}"
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 

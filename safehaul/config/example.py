@@ -90,6 +90,7 @@ pack_size_bytes = "64 MiB"
 passphrase = { file = "/etc/safehaul/vault-passphrase" } # or key_file = "/path": 32 random bytes; neither: unencrypted
 prune_at = "11:00" # UTC, daily, by the schedule that `safehaul setup` makes; "": never by itself
 verify_at = "sun 12:00" # UTC, weekly, a quarter of it each time; "": never by itself
+# copy_to = "offsite" # another media agent that keeps a second copy, made daily at copy_at
 
 [[vm_groups]]
 name = "nightly"

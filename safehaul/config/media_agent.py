@@ -77,6 +77,8 @@ class MediaAgent(Section):
     )
     """When the repository is [verified](keeping.md) each week, a part of it, in UTC, by the schedule of the same
     command. `""`: never by itself."""
+    copy_at: str = Field(default="08:00", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
+    """When its backups are copied to `copy_to` each day, `HH:MM` in UTC, by such a schedule. `""`: never by itself."""
     s3_part_size_bytes: SizeBytes = Field(default=8 * _MIB, ge=5 * _MIB, le=2 * _GIB)
     """What is larger is uploaded to a bucket in parts of this size, for about three times as much memory of each
     stream. Above the repository's pack size every object is one conditional request, as

@@ -26,11 +26,13 @@ _MESSAGES = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
 }
+_TIME = 'a time of day in UTC such as "11:00", or "" for never'
 _PATTERN_HINTS = {
     "name": "1 to 63 of a-z, 0-9, '-' and '_', beginning with a letter or digit",
     "address": "host:port",
     "verify_at": 'a day and time in UTC such as "sun 12:00", or "" for never',
-    "prune_at": 'a time of day in UTC such as "11:00", or "" for never',
+    "prune_at": _TIME,
+    "copy_at": _TIME,
 }
 
 

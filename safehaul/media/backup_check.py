@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.codec import HOLE
 from safehaul.media.disk_map import PAGE_CHUNKS, DiskMap
 from safehaul.media.manifest import BackupRef, ManifestDisk, manifest_name, read_index
@@ -25,7 +25,7 @@ KNOWN_LIMIT = 1_000_000
 distinct data in about 100 MB. Beyond it chunks are read again."""
 RUN_CHUNKS = 1024
 
-_BROKEN = (IntegrityError, NotFoundError, UnsupportedError)
+_BROKEN = (IntegrityError, NotFoundError, UnsupportedError, UnreadableError)
 
 
 class DamagedRange(Message):

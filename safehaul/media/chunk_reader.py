@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.chunk_index import ChunkLocation
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import decode_frame, pack_name
@@ -58,7 +58,7 @@ class ChunkReader:
             try:
                 name = pack_name(group[0].location.pack.pack_id)
                 self._repository.store.read_into(name, first.offset, data)
-            except (NotFoundError, IntegrityError) as error:
+            except (NotFoundError, IntegrityError, UnreadableError) as error:
                 for item in group:
                     self._second_copy(where, item, error)
                 continue
@@ -131,7 +131,7 @@ class ChunkReader:
             data = self._buffer(other.entry.end - other.entry.offset)
             try:
                 self._repository.store.read_into(pack_name(other.pack.pack_id), other.entry.offset, data)
-            except (NotFoundError, IntegrityError):
+            except (NotFoundError, IntegrityError, UnreadableError):
                 # The search goes on; when no copy is sound, the first problem is reported.
                 continue
             if self._decode(_Found(item.wanted, other), data, other.entry.offset) is None:

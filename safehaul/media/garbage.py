@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.census import Census, CountedPack, PackState
 from safehaul.media.chunk_copier import ChunkCopier
 from safehaul.media.collection import (
@@ -291,7 +291,7 @@ class _Collection:
                 copier.read(other)
             except NotFoundError:
                 return False
-            except IntegrityError:
+            except (IntegrityError, UnreadableError):
                 if not self._options.dry_run:
                     record_damaged(self._repository, [other.pack.pack_id])
                 return False
@@ -373,7 +373,7 @@ class _Collection:
                         copier.copy(location)
                 except NotFoundError:
                     continue
-                except IntegrityError:
+                except (IntegrityError, UnreadableError):
                     record_damaged(self._repository, [counted.pack.pack_id])
                     continue
                 copied.append(counted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError, NotFoundError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError
 from safehaul.media.chunk_copier import ChunkCopier
 from safehaul.media.codec import HOLE
 from safehaul.media.pack import SealedPack, pack_name
@@ -93,7 +93,7 @@ class NeededPacks:
                 continue
             try:
                 copier.copy(location)
-            except (NotFoundError, IntegrityError) as error:
+            except (NotFoundError, IntegrityError, UnreadableError) as error:
                 # Gone or damaged there; another pack may hold it.
                 problem = f"pack {pack_name(location.pack.pack_id)}: {error}"
                 continue

@@ -54,6 +54,8 @@ class PackAges:
         self._database.executescript(_SCHEMA)
         self._database.execute("BEGIN")
         self._database.executemany("INSERT INTO pack (id, size) VALUES (?, ?)", repository.index.packs())
+        self.broken: dict[str, str] = {}
+        """Objects of `verified/` that cannot be read, with the problem."""
         self.unlisted = 0
         for number, found in enumerate(repository.store.list("packs/")):
             if number % _BATCH == 0:
@@ -80,7 +82,7 @@ class PackAges:
     def _read_verifications(self, repository: Repository, now: int, heartbeat: Callable[[str], None]) -> None:
         """Take the newest word on each pack, and stop when there is one on all."""
         (unknown,) = self._database.execute("SELECT COUNT(*) FROM pack").fetchone()
-        for name, recorded, packs in verifications(repository, now):
+        for name, recorded, packs in verifications(repository, now, self.broken.__setitem__):
             if not unknown:
                 return
             heartbeat(f"reading {name}")

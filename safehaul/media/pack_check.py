@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import (
     FRAME,
@@ -88,7 +88,7 @@ class PackChecker:
         for entry in entries:
             try:
                 window = self._read(name, [entry])
-            except (IntegrityError, NotFoundError) as error:
+            except (IntegrityError, NotFoundError, UnreadableError) as error:
                 findings.damaged_chunks[entry.chunk_id] = str(error)
                 continue
             self._check_frame(window, 0, entry, findings)

@@ -8,12 +8,18 @@ from enum import StrEnum
 from pydantic import Field
 
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.media.envelope import Kind
 from safehaul.media.manifest import BackupRef, list_backups, manifest_name, read_manifest
 from safehaul.media.object_store import DeletingStore
 from safehaul.media.outcome import OBJECT, Outcome, backup_of_outcome, complete, read_outcome
 from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
 from safehaul.messages.verify import DamagedBackup, LostPart, VerifyReport
+
+_HANDLED = ("packs/", "pages/", "manifests/")
+"""What damage of these touches is what the plan's backups are about."""
+_NO_PACK = "idx/"
+"""Stands for a chunk that no pack holds: the same."""
 
 
 class Healing(StrEnum):
@@ -82,6 +88,20 @@ class RepairPlan(Message):
     """What was found after that."""
     backups: list[LostBackup] = Field(default_factory=list)
     vms: list[VmCost] = Field(default_factory=list)
+    useless: list[str] = Field(default_factory=list)
+    """Damaged objects that nothing can be read from any more and nobody needs, such as a list that was made again."""
+    cleared: list[str] = Field(default_factory=list)
+    """Those of them that were deleted."""
+
+    @property
+    def settled(self) -> bool:
+        """True when every backup in the list is whole, and of damaged objects only packs are left: a collection's."""
+        others = {
+            item.object_name
+            for item in self.report.damage
+            if not item.object_name.startswith(_HANDLED) and item.object_name != _NO_PACK
+        }
+        return not self.remaining and not others - set(self.cleared)
 
     @property
     def remaining(self) -> int:
@@ -111,7 +131,42 @@ def plan_repair(repository: Repository, report: VerifyReport, packs_listed: int 
         report=report,
         backups=backups,
         vms=[_cost(repository, vc_guid, lost) for vc_guid in sorted({item.vc_guid for item in lost})],
+        useless=[
+            item.object_name
+            for item in report.damage
+            if useless_kind(item.object_name) and item.object_name != _NO_PACK
+        ],
     )
+
+
+def useless_kind(name: str) -> Kind | None:
+    """The kind of an object of which a damaged one is of no use to anybody; None for all others."""
+    if name.startswith("sessions/") and name.endswith(f"/{OBJECT}"):
+        return Kind.SESSION
+    kinds = {
+        "idx": Kind.LOCATIONS,
+        "index": Kind.INDEX,
+        "forgotten": Kind.FORGOTTEN,
+        "verified": Kind.VERIFIED,
+    }
+    return kinds.get(name.partition("/")[0])
+
+
+def clear_useless(repository: Repository, store: DeletingStore, name: str) -> bool:
+    """Delete a damaged object of no use, after one more look; True: it is gone. Raises PermissionRefusedError."""
+    kind = useless_kind(name)
+    if kind is None:
+        return False
+    try:
+        repository.get(kind, name)
+    except IntegrityError:
+        store.delete(name)
+    except NotFoundError:
+        # Somebody else was here first.
+        return True
+    except UnsupportedError:
+        return False
+    return not store.exists(name)
 
 
 def _lost_chunks(report: VerifyReport) -> dict[tuple[str, str], set[str]]:

@@ -26,12 +26,15 @@ from safehaul.errors import (
     RepositoryFullError,
     SafehaulError,
     TransientError,
+    UnreadableError,
 )
 from safehaul.media.names import check_name, check_prefix
 from safehaul.media.object_store import ObjectInfo
 
 _TEMPORARY = ".new-"
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# A bad sector; ext4 and XFS for a block whose checksum is wrong; the device for a medium's error.
+_UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -48,6 +51,8 @@ def _translated(error: OSError, action: str, path: Path) -> SafehaulError:
         return RepositoryFullError(
             f"cannot {action} {path}: {reason}; make room in the repository, then start the job again"
         )
+    if error.errno in _UNREADABLE and action == "read":
+        return UnreadableError(f"cannot read {path}: {reason}; look at the disk below it")
     return TransientError(f"cannot {action} {path}: {reason}")
 
 

@@ -6,21 +6,30 @@
 All are put-if-absent. TIME is when the verification began. A pack counts as verified when a findings object says so,
 newest first; else since it was stored, because every session's packs are read back before the commit. A repository of
 10⁶ packs (64 TB) writes 32 MB of ids for each time that everything was read, in objects of some hundred KiB; what is
-older than the newest word on each pack is never read again, and `superseded` names it for whoever may delete.
+older than the newest word on each pack is never read again, and `drop_superseded` deletes it, with each collection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from pydantic import Field
 
-from safehaul.errors import AlreadyExistsError, IntegrityError, NotFoundError
+from safehaul.errors import (
+    AlreadyExistsError,
+    IntegrityError,
+    NotFoundError,
+    UnreadableError,
+    UnsupportedError,
+)
 from safehaul.media.canonical import canonical_json, parse_object
 from safehaul.media.codec import ID_LENGTH
 from safehaul.media.envelope import Kind
 from safehaul.media.names import encode_segment
+from safehaul.media.object_store import DeletingStore
 from safehaul.media.pack import SealedPack
 from safehaul.media.repository import Repository
 from safehaul.messages.base import Message
@@ -218,21 +227,30 @@ def latest_report(repository: Repository) -> VerifyReport | None:
     return parse_object(VerifyReport, repository.get(Kind.VERIFIED, names[-1]), names[-1])
 
 
-def verifications(repository: Repository, now: int) -> Iterator[tuple[str, int, list[bytes]]]:
+def verifications(
+    repository: Repository, now: int, on_damage: Callable[[str, str], None] = lambda _name, _problem: None
+) -> Iterator[tuple[str, int, list[bytes]]]:
     """Yield (object, when, ids of packs that were sound), newest verification first.
 
     What claims to come from the future is passed over: a clock that was once wrong must not hide packs for ever. So is
-    what is damaged: its packs count as not verified.
+    what is damaged, after `on_damage` was told: its packs count as not verified, and are due earlier.
     """
-    names = [found.name for found in repository.store.list(PREFIX) if not found.name.endswith(f"/{_REPORT}")]
-    for name in reversed(names):
+    for name in _newest_first(repository):
         try:
             findings = _read(repository, name)
-        except (IntegrityError, NotFoundError):
-            # Damaged, or superseded and taken away meanwhile: its packs are due earlier, which costs a read.
+        except (NotFoundError, UnsupportedError):
+            # Superseded, and taken away since the listing; or a newer program's.
+            continue
+        except (IntegrityError, UnreadableError) as error:
+            on_damage(name, str(error))
             continue
         if findings.sound and findings.recorded <= now + _CLOCK_SLACK_S:
             yield name, findings.recorded, _split(findings.sound)
+
+
+def _newest_first(repository: Repository) -> list[str]:
+    names = [found.name for found in repository.store.list(PREFIX) if not found.name.endswith(f"/{_REPORT}")]
+    return names[::-1]
 
 
 def _split(sound: str) -> list[bytes]:
@@ -240,16 +258,30 @@ def _split(sound: str) -> list[bytes]:
     return [ids[at : at + ID_LENGTH] for at in range(0, len(ids), ID_LENGTH)]
 
 
-def superseded(repository: Repository, now: int) -> list[str]:
-    """Return the objects that no later verification will read: each pack in them is gone, or verified since.
+def drop_superseded(
+    repository: Repository,
+    store: DeletingStore,
+    now: int,
+    heartbeat: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Delete the findings that no later verification will read; returns how many. Reports stay.
 
-    For a collection, whose identity may delete. Reports stay.
+    Each pack in them is gone, or was verified since; or they are damaged. `store` is the repository's own, opened by an
+    identity that may delete. Stopped anywhere, a pack is due earlier at worst. Raises PermissionRefusedError.
     """
-    known = {pack.pack_id for pack in repository.index.packs()}
-    found = []
-    for name, _, packs in verifications(repository, now):
-        fresh = known.intersection(packs)
-        known -= fresh
-        if not fresh:
-            found.append(name)
-    return found
+    table = sqlite3.connect("", isolation_level=None)
+    with contextlib.closing(table):
+        table.execute("PRAGMA journal_mode = OFF")
+        table.execute("CREATE TABLE unknown (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        packs = ((pack.pack_id,) for pack in repository.index.packs())
+        table.executemany("INSERT OR IGNORE INTO unknown VALUES (?)", packs)
+        superseded: list[str] = []
+        for name, _, ids in verifications(repository, now, lambda name, _: superseded.append(name)):
+            heartbeat(f"reading {name}")
+            found = table.executemany("DELETE FROM unknown WHERE id = ?", ((pack,) for pack in ids))
+            if not found.rowcount:
+                superseded.append(name)
+    for name in superseded:
+        heartbeat(f"deleting {name}")
+        store.delete(name)
+    return len(superseded)

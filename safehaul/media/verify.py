@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import ConnectionLostError, IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.collection import record_damaged
 from safehaul.media.envelope import Kind
 from safehaul.media.locations import decode_locations
@@ -24,6 +24,7 @@ from safehaul.media.manifest import list_backups, manifest_name
 from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_ages import LAST_ID, Due, PackAges
 from safehaul.media.repository import Repository
+from safehaul.media.repository_config import NAME as CONFIG
 from safehaul.media.verified import BadPack, Findings, FindingsBuilder, put_findings, run_name
 from safehaul.media.verify_backups import BackupVerifier, BadPlaces
 from safehaul.media.verify_beside import check_beside_backups
@@ -54,7 +55,8 @@ _GC_ADVICE = (
     "no backup can begin or be committed until it is gone: stop PruneRepository, delete the object with an identity "
     "that may delete, then run `safehaul repo verify --full --note-damage`"
 )
-_IDX_ADVICE = "`safehaul repo repair` lists its packs again, from the packs themselves"
+_VERIFIED_ADVICE = "nothing is lost with it: the packs that it named are read again earlier"
+_IDX_ADVICE = "`safehaul repo repair` lists its packs again; with --drop-lost it then deletes the list"
 
 
 class Verification:
@@ -123,9 +125,17 @@ class Verification:
             VerifyStage.BACKUPS: self._check_backups,
         }[progress.stage]
         done = work(enough)
+        self._must_be_there()
         self._show(stage_done=done, doing="")
         self._record()
         return self.progress
+
+    def _must_be_there(self) -> None:
+        """A store that is away (a directory that is not mounted) has lost nothing. Raises ConnectionLostError."""
+        if not self._repository.store.exists(CONFIG):
+            raise ConnectionLostError(
+                f"the repository at {self._repository.store.url} is not there any more: is its directory mounted?"
+            )
 
     def _show(self, **changes: object) -> None:
         self.progress = self.progress.model_copy(update=changes)
@@ -145,6 +155,8 @@ class Verification:
 
     def _record(self) -> None:
         """Hand over what was found, then go on behind it."""
+        if self._findings.problems:
+            self._must_be_there()
         self._show(damage=self.progress.damage + self._findings.problems)
         self._sink(self._findings.take(max(int(time.time()), self._started_at + 1)))
         if self._note_damage and self._to_note and not self._noted.broken:
@@ -159,6 +171,8 @@ class Verification:
             for name, problem in self._noted.broken.items():
                 self._findings.damage(name, problem, _GC_ADVICE)
             check_beside_backups(self._repository, self._findings, self._doing)
+            for name, problem in self.ages.broken.items():
+                self._findings.damage(name, problem, _VERIFIED_ADVICE)
             self._check_presence()
             self._show(cursor="idx/")
         if self.progress.cursor.startswith("idx/"):

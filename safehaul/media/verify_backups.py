@@ -33,7 +33,10 @@ _MANIFEST_ADVICE = (
     "nothing of this backup can be restored; the VM's other backups do not need it: `safehaul repo repair "
     "--drop-lost` takes it off the list"
 )
-_INDEX_ADVICE = "the backup itself can be restored; only how its run ended is not known any more"
+_INDEX_ADVICE = (
+    "the backup itself can be restored; only how its run ended is not known any more: `safehaul repo repair "
+    "--drop-lost` deletes the object"
+)
 _PAGE_ADVICE = "what stands there cannot be found any more: back the VM up again, which writes the map anew"
 _MISSING_ADVICE = (
     "`safehaul repo repair` lists packs that no index names; else a later backup stores it again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.canonical import parse_object
 from safehaul.media.collection import PREFIX, Generation
 from safehaul.media.envelope import Kind
@@ -34,6 +34,6 @@ def read_noted(repository: Repository) -> Noted:
         except NotFoundError:
             # Spent: a collection has taken it away since the listing.
             continue
-        except (IntegrityError, UnsupportedError, ValueError) as error:
+        except (IntegrityError, UnreadableError, UnsupportedError, ValueError) as error:
             broken[found.name] = str(error)
     return Noted(frozenset(condemned), frozenset(damaged), broken)

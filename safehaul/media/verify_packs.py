@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
 from safehaul.media.envelope import Kind
 from safehaul.media.locations import PackListing, decode_locations
 from safehaul.media.pack import ChunkEntry, SealedPack, pack_name, read_trailer
-from safehaul.media.pack_check import PackChecker
+from safehaul.media.pack_check import PackChecker, PackFindings
 from safehaul.media.repository import Repository
 from safehaul.media.verified import BadPack
 from safehaul.media.verify_generations import read_noted
 
-BROKEN = (IntegrityError, NotFoundError, UnsupportedError)
+BROKEN = (IntegrityError, NotFoundError, UnsupportedError, UnreadableError)
+"""What makes an object a damaged one to a verification."""
 
 
 class PackJudge:
@@ -28,13 +29,17 @@ class PackJudge:
         repository, (pack, listed) = self._repository, listing
         try:
             found = read_trailer(repository.store, repository.keys, pack).entries
-        except (IntegrityError, UnsupportedError) as error:
+        except (IntegrityError, UnsupportedError, UnreadableError) as error:
             return self._in_pieces(pack, listed, str(error))
         return self._compared(pack, found, listed)
 
     def by_bytes(self, pack: SealedPack) -> tuple[BadPack | None, int]:
         """Read every byte of a pack; what is wrong with it, and how many chunks it has. Raises NotFoundError."""
-        findings = self._checker.check(pack)
+        try:
+            findings = self._checker.check(pack)
+        except UnreadableError as error:
+            # A bad sector: every chunk that stands elsewhere in the pack can still be read.
+            findings = PackFindings(pack, [], damaged_pack=str(error))
         if findings.damaged_pack and not findings.entries:
             # Without its trailer the pack does not say what is in it; `idx/` does.
             entries = [entry for listing in self.listings({pack.pack_id}) for entry in listing.entries]

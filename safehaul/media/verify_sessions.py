@@ -19,8 +19,8 @@ from safehaul.messages.base import Message
 PREFIX = "sessions/"
 _ADVICE = "no finished backup needs it; the VM's next job begins a new session, and reads the disks anew"
 _OUTCOME_ADVICE = (
-    "no collection can run until it is gone: delete the object with an identity that may delete; a backup whose "
-    "manifest is there does not need it, and the VM's next job makes another one"
+    "no collection can run until it is gone: `safehaul repo repair --drop-lost` deletes it; a backup whose manifest is "
+    "there does not need it, and the VM's next job makes another one"
 )
 _FIXED: dict[str, type[Message]] = {
     "open": SessionInfo,

@@ -117,6 +117,7 @@ def test_the_queues_names() -> None:
 def test_the_ids_of_what_a_schedule_starts() -> None:
     assert policies.prune_id("vault") == "prune-vault"
     assert policies.verify_id("vault") == "verify-vault"
+    assert policies.copy_id("vault") == "copy-vault"
 
 
 def test_the_search_attributes_names() -> None:

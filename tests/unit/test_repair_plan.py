@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from safehaul.catalog.catalog import Catalog
 from safehaul.media.audit import entries
 from safehaul.media.forgotten import list_forgotten, recover
 from safehaul.media.holds import place_hold, release_hold
-from safehaul.media.manifest import BackupRef, list_backups, manifest_name, read_manifest
+from safehaul.media.manifest import (
+    BackupIndex,
+    BackupRef,
+    list_backups,
+    manifest_name,
+    read_manifest,
+    write_index,
+)
 from safehaul.media.repair_plan import Fate, Healing, clear_manifest, drop_lost, plan_repair
 from safehaul.media.repository import Repository
 from safehaul.media.store import LocalStore, open_deleting_store
@@ -142,7 +150,7 @@ def test_a_damaged_gc_object_is_told_and_nothing_is_listed(
     gc = config.parent / "repository" / "gc"
     gc.mkdir()
     (gc / "0000000001").write_bytes(b"junk")
-    assert run(["--config", str(config), "repo", "repair"]) == 0
+    assert run(["--config", str(config), "repo", "repair"]) == 1
     assert "stop PruneRepository, delete the object" in capsys.readouterr().out
 
 
@@ -153,6 +161,7 @@ def test_lost_backups_are_dropped_only_when_it_is_confirmed_and_can_be_recovered
         if path.is_file():
             path.unlink()
     repair = ["--config", str(config), "repo", "repair"]
+    assert run(["--config", str(config), "catalog", "rebuild"]) == 0
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert run([*repair, "--drop-lost"]) == 2
     assert "confirm it with --yes" in capsys.readouterr().err
@@ -168,7 +177,38 @@ def test_lost_backups_are_dropped_only_when_it_is_confirmed_and_can_be_recovered
     (dropped,) = json.loads(capsys.readouterr().out)["backups"]
     assert dropped["fate"] == "forgotten"
     assert [found.ref for found in list_forgotten(repository)] == [ref]
+    catalog = Catalog(f"sqlite:///{config.parent}/catalog.db")
+    assert catalog.list_backups() == []
+    catalog.close()
     assert list(list_backups(repository)) == []
     assert [logged.entry.action for logged in entries(repository) if logged.entry] == ["forget"]
     assert run(repair) == 0
     assert recover(repository, store, ref).backup_id == ref.backup_id
+
+
+def test_damaged_objects_of_no_use_are_deleted_with_what_is_lost(
+    config: Path, backup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = config.parent / "repository"
+    ref = BackupRef(*backup.split("/"))
+    repository = Repository.open(LocalStore(root))
+    write_index(repository, BackupIndex(backup_id=ref.backup_id, vc_guid=ref.vc_guid, status="Completed"))
+    verify(repository, full=True, note_damage=True)
+    names = [
+        next(found.name for found in repository.store.list(prefix))
+        for prefix in ("idx/", "index/", "verified/")
+    ]
+    names.append("sessions/s1/outcome")
+    for name in names:
+        flip(root / name, 40)
+    repair = ["--config", str(config), "repo", "repair", "--full"]
+    assert run(repair) == 1
+    told = capsys.readouterr().out
+    assert "every backup is whole" in told
+    assert all(name in told for name in names)
+    assert run([*repair, "--drop-lost", "--yes"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"deleted {name}" in told for name in names)
+    assert run(repair) == 0
+    assert verify(Repository.open(LocalStore(root)), full=True).sound
+    assert run(["--config", str(config), "backups", "verify", backup]) == 0

@@ -8,18 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from safehaul.media.collection import PREFIX, Generation
-from safehaul.media.envelope import Kind
-from safehaul.media.forgotten import forget, purge
-from safehaul.media.garbage import CollectOptions, collect
-from safehaul.media.manifest import manifest_name
+from safehaul.errors import BusyError
+from safehaul.media.collection import record_damaged
+from safehaul.media.forgotten import forget
+from safehaul.media.manifest import BackupIndex, index_name, write_index
+from safehaul.media.repair import repair_index
 from safehaul.media.repository import Repository
+from safehaul.media.sessions import open_session
 from safehaul.media.store import open_deleting_store
 from safehaul.media.verified import Findings, put_findings, read_findings
 from safehaul.media.verify import Verification, next_stage, verify
 from safehaul.media.verify_summary import summarise
+from safehaul.messages.base import Request
+from safehaul.messages.copy import CopyBackupsRequest
 from safehaul.messages.verify import (
+    HISTORY_LIMIT,
+    Damage,
     PackMark,
     VerifyMode,
     VerifyProgress,
@@ -30,6 +36,7 @@ from safehaul.messages.verify import (
 from tests.unit.media_backup import (
     CHUNK,
     SECRETS,
+    VM,
     back_up,
     flip,
     new_repository,
@@ -37,6 +44,7 @@ from tests.unit.media_backup import (
     pack_paths,
     reopen,
     restore,
+    write_disk,
 )
 
 IMAGE = random.Random(1).randbytes(40 * CHUNK)
@@ -193,90 +201,130 @@ def test_a_verification_that_is_killed_everywhere_finds_the_same_as_one_that_is_
         assert len(ids) == len(set(ids)) == len(paths) - 3, "no sound pack is read twice"
 
 
-def test_a_pack_that_a_collection_deleted_meanwhile_is_no_damage(plain: Repository) -> None:
+def test_what_was_noted_and_healed_is_a_leftover_and_no_alarm(repository: Repository, tmp_path: Path) -> None:
+    first = back_up(repository, "run-1", IMAGE)
+    flip(pack_paths(repository)[0], 200)
+    report = verify(repository, full=True, note_damage=True)
+    assert not report.sound
+    assert [item.backup_id for item in report.damaged_backups] == [first.backup_id]
+    assert report.damaged_backups[0].newest
+    assert report.damaged_backups[0].by_chunks
+    healing = reopen(tmp_path)
+    back_up(healing, "run-2", IMAGE, "20260102T000000Z")
+    assert restore(healing, first) == IMAGE
+    for again in (verify(healing, full=True), verify(healing), sample(healing)):
+        assert again.sound
+        assert again.damaged_packs == again.leftovers == report.damaged_packs
+
+
+def test_a_noted_pack_is_read_in_every_mode_and_takes_nothing_of_the_sample(plain: Repository) -> None:
     back_up(plain, "run-1", IMAGE)
-    kept = set(pack_paths(plain))
-    orphan = back_up(plain, "run-2", OTHER, "20260102T000000Z")
-    (Path(plain.store.url.removeprefix("file://")) / manifest_name(orphan)).unlink()
-    mine = sorted(set(pack_paths(plain)) - kept)
-    # The first is gone before the packs are listed, the second when it is to be read.
-    condemned = Generation(condemned=[path.name for path in mine[:2]]).model_dump_json().encode()
-    plain.put(Kind.COLLECTION, f"{PREFIX}0000000001", condemned)
-    mine[0].unlink()
-
-    def collect(doing: str) -> None:
-        if "trailer" in doing:
-            mine[1].unlink(missing_ok=True)
-
-    report = verify(plain, full=True, heartbeat=collect)
-    assert report.sound
-    assert report.collected_packs == 2
-    mine[2].unlink()
-    assert verify(plain).damaged_packs == [mine[2].name]
+    aged(plain)
+    damaged = pack_paths(plain)[0]
+    flip(damaged, 200)
+    verify(plain, full=True, note_damage=True)
+    for report in (verify(plain), sample(plain)):
+        assert report.damaged_packs == [damaged.name]
+        assert {item.lost for item in report.touched} == {True, False}
+        assert not report.sound
 
 
-def test_a_backup_that_was_forgotten_meanwhile_is_no_damage(plain: Repository) -> None:
-    first = back_up(plain, "run-1", IMAGE)
-    back_up(plain, "run-2", OTHER, "20260102T000000Z")
-    path = Path(plain.store.url.removeprefix("file://")) / manifest_name(first)
-
-    def forget(doing: str) -> None:
-        if first.backup_id in doing:
-            path.unlink()
-
-    report = verify(plain, heartbeat=forget)
-    assert report.sound
-    assert report.backups == 1
+def damage_object(repository: Repository, prefix: str) -> str:
+    root = Path(repository.store.url.removeprefix("file://"))
+    name = next(found.name for found in repository.store.list(prefix))
+    flip(root / name, 50)
+    return name
 
 
-def test_a_backup_that_is_committed_meanwhile_is_no_damage(plain: Repository, tmp_path: Path) -> None:
-    """Another process commits it after the lists were loaded: its chunks are looked for in the new lists."""
-    back_up(plain, "run-1", IMAGE)
-    other = reopen(tmp_path)
-
-    def commit_one(doing: str) -> None:
-        if "trailer" in doing and not other.store.exists("sessions/run-2/open"):
-            back_up(other, "run-2", OTHER, "20260102T000000Z")
-
-    report = verify(reopen(tmp_path), full=True, heartbeat=commit_one)
-    assert report.backups == 2
-    assert report.sound
-
-
-SLOWLY = [pytest.param(every, marks=pytest.mark.slow) for every in (1, 7, 15)]
-
-
-@pytest.mark.parametrize("every", [4, *SLOWLY])
-def test_collections_that_run_all_the_while_are_no_damage(
-    plain: Repository, tmp_path: Path, every: int
+@pytest.mark.parametrize(
+    ("prefix", "problem", "advice"),
+    [
+        ("gc/", "gc/", "stop PruneRepository, delete the object"),
+        ("idx/", "idx/", "repo repair"),
+        ("sessions/unfinished/disk-2000/", "unfinished backup of VM web 1", "begins a new session"),
+        ("sessions/unfinished/", "unfinished backup", "begins a new session"),
+        ("pages/", "pages/", "back the VM up again"),
+        ("index/", "index/", "itself can be restored"),
+        ("manifests/", "manifests/", "--drop-lost"),
+    ],
+)
+def test_a_damaged_object_is_named_with_what_it_touches_and_what_to_do(
+    repository: Repository, tmp_path: Path, prefix: str, problem: str, advice: str
 ) -> None:
-    """They delete packs that the verification has listed, and copy the needed chunks of others into new ones."""
-    kept = [back_up(plain, "run-1", IMAGE)]
-    mixed = b"".join(
-        (IMAGE if number % 3 else OTHER)[number % 20 * CHUNK : (number % 20 + 1) * CHUNK]
-        for number in range(40)
-    )
-    store = open_deleting_store(plain.store.url)
-    for day, image in enumerate((OTHER + IMAGE, OTHER, mixed), start=2):
-        ref = back_up(plain, f"run-{day}", image, f"2026010{day}T000000Z")
-        if day < 4:
-            forget(plain, store, ref, "old")
-        else:
-            kept.append(ref)
-    purge(plain, store, 0)
-    beats = 0
-    other = reopen(tmp_path)
+    ref = back_up(repository, "run-1", IMAGE)
+    write_index(repository, BackupIndex(backup_id=ref.backup_id, vc_guid=VM, status="Completed"))
+    record_damaged(repository, [bytes(32)])
+    write_disk(new_session(repository, "unfinished"), OTHER)
+    name = damage_object(repository, prefix)
+    report = verify(reopen(tmp_path))
+    found = [item for item in report.damage if item.object_name == name]
+    assert len(found) == 1
+    assert problem in found[0].problem
+    assert advice in found[0].advice
+    assert not report.sound
+    touches = bool(report.damaged_backups)
+    assert touches == (prefix in {"idx/", "pages/", "manifests/"})
+    if prefix == "idx/":
+        assert repair_index(reopen(tmp_path)) == len(pack_paths(repository))
+    assert index_name(ref)
 
-    def collect_now(_: str) -> None:
-        nonlocal beats
-        beats += 1
-        if beats % every == 0 and beats < 60:
-            collect(other, store, CollectOptions(grace_s=0, session_lease_s=0, repack_below=0.99))
 
-    before = {path.name for path in pack_paths(plain)}
-    report = verify(reopen(tmp_path), full=True, note_damage=True, heartbeat=collect_now)
-    assert report.sound
-    assert report.damaged_packs == []
-    assert before - {path.name for path in pack_paths(plain)}, "something was collected meanwhile"
-    assert [restore(reopen(tmp_path), ref) for ref in kept] == [IMAGE, mixed]
-    assert verify(reopen(tmp_path), full=True).sound
+def test_a_store_that_is_away_stops_it_and_is_no_damage(
+    plain: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(plain, "run-1", IMAGE)
+
+    def away(*_: object) -> None:
+        raise BusyError("the store is away")
+
+    monkeypatch.setattr(plain.store, "read_into", away)
+    with pytest.raises(BusyError):
+        verify(plain, full=True, note_damage=True)
+    assert list(plain.store.list("gc/")) == []
+
+
+def test_the_report_of_a_workflow_is_bounded() -> None:
+    damage = [Damage(object_name=f"packs/{number}", problem="x") for number in range(300)]
+    report = VerifyReport(damage=damage, damage_omitted=5).for_history()
+    assert len(report.damage) == HISTORY_LIMIT
+    assert report.damage_omitted == 205
+    assert not report.sound
+
+
+def test_a_session_of_another_vm_is_told_by_its_name(plain: Repository) -> None:
+    session = open_session(plain, "s", vc_guid="vc.other", vm_name="db 1", point_in_time="snapshot-1")
+    write_disk(session, OTHER)
+    damage_object(plain, "sessions/s/disk-2000/")
+    (found,) = verify(plain).damage
+    assert "db 1 (vc.other)" in found.problem
+
+
+def test_a_damaged_forgotten_backup_and_a_damaged_outcome_are_named(
+    plain: Repository,
+) -> None:
+    ref = back_up(plain, "run-1", IMAGE)
+    outcome = "sessions/run-1/outcome"
+    flip(Path(plain.store.url.removeprefix("file://")) / outcome, 50)
+    forget(plain, open_deleting_store(plain.store.url), ref, "old")
+    forgotten = damage_object(plain, "forgotten/")
+    found = {item.object_name: item.advice for item in verify(plain).damage}
+    assert "cannot be recovered" in found[forgotten]
+    assert "no collection can run" in found[outcome]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "deep"}, "mode"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "sample_percent": 9, "sample_bytes": 9}, "not both"),
+        (VerifyRepositoryRequest, {"media_agent": "v", "mode": "light", "max_age_days": 9}, "goes with mode"),
+        (CopyBackupsRequest, {"source": "v", "target": "v"}, "the source itself"),
+        (CopyBackupsRequest, {"source": "v", "since": "2026-01-01T00:00:00"}, "time zone"),
+        (CopyBackupsRequest, {"source": "v", "what": 1}, "what"),
+    ],
+)
+def test_what_a_person_gives_wrongly_is_named(
+    kind: type[Request], values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind.model_validate(values)

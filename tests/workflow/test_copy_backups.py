@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import (
+    Client,
+    ScheduleActionExecutionStartWorkflow,
+    WorkflowFailureError,
+    WorkflowHandle,
+)
 from temporalio.exceptions import ApplicationError
 
 from lab.processes import tool
 from lab.temporal import TemporalServer
 from safehaul.catalog.catalog import Catalog
+from safehaul.config.loader import load
 from safehaul.media.copying import BackupCopier, Copied
 from safehaul.media.forgotten import forget
 from safehaul.media.manifest import BackupRef, list_backups
@@ -25,6 +31,7 @@ from safehaul.messages.copy import CopyReport
 from tests.unit.media_backup import CHUNK, flip, new_repository, pack_paths, restore
 from tests.unit.test_copying import back_up, check_copy
 from tests.workflow.upkeep_site import UpkeepSite
+from workers.cli.schedules import set_up
 from workflows import policies
 
 IMAGE = random.Random(7).randbytes(12 * CHUNK)
@@ -184,6 +191,33 @@ async def test_a_wrong_input_fails_at_once(
         assert isinstance(cause, ApplicationError)
         assert cause.type == "InvalidInput"
         assert message in cause.message
+
+
+async def test_the_schedules_of_verification_and_copy_start_what_they_say(
+    client: Client, site: UpkeepSite
+) -> None:
+    done = await set_up(client, load(site.config))
+    names = {f"verify-{site.vault}", f"verify-{site.offsite}", f"copy-{site.vault}"}
+    assert names <= {item.schedule for item in done}
+    backed_up(site, 1)
+    async with site.workers(client, agents=(site.vault, site.offsite)):
+        for name, kind in (
+            (f"copy-{site.vault}", "CopyBackups"),
+            (f"verify-{site.vault}", "VerifyRepository"),
+        ):
+            handle = client.get_schedule_handle(name)
+            await handle.trigger()
+            deadline = time.monotonic() + 20
+            while not (actions := (await handle.describe()).info.recent_actions):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
+            started = actions[0].action
+            assert isinstance(started, ScheduleActionExecutionStartWorkflow)
+            run = client.get_workflow_handle(started.workflow_id)
+            await asyncio.wait_for(run.result(), 30)
+            assert (await run.describe()).workflow_type == kind
+    for item in done:
+        await client.get_schedule_handle(item.schedule).delete()
 
 
 @pytest.mark.slow

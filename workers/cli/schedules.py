@@ -42,16 +42,19 @@ class Kind:
     """Schedules of one kind: one for each MediaAgent."""
 
     workflow: str
-    """Type of the workflow; its input is `{"media_agent": NAME}`."""
+    """Type of the workflow."""
     id_of: Callable[[str], str]
     """Id of the schedule, and of the workflows that it starts: for these Temporal adds the time."""
     time_of: Callable[[MediaAgent], str]
     """`HH:MM` each day, or `sun HH:MM` each week, in UTC; empty: none is wanted."""
+    input_key: str = "media_agent"
+    """Key of its input that takes the MediaAgent's name."""
 
 
 KINDS = (
     Kind("PruneRepository", policies.prune_id, lambda agent: agent.prune_at),
     Kind("VerifyRepository", policies.verify_id, lambda agent: agent.verify_at),
+    Kind("CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"),
 )
 
 
@@ -153,7 +156,7 @@ def _schedule(kind: Kind, schedule_id: str, media_agent: str, at: str) -> Schedu
     return Schedule(
         action=ScheduleActionStartWorkflow(
             kind.workflow,
-            {"media_agent": media_agent},
+            {kind.input_key: media_agent},
             id=schedule_id,
             task_queue=policies.COMMSERVE_QUEUE,
             static_summary=f"{kind.workflow} of {media_agent}",

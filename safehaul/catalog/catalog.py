@@ -135,7 +135,9 @@ class Catalog:
     ) -> list[BackupSum]:
         """Sums over the backups, for each MediaAgent, VM group and status that has some."""
         with self._database.reading() as session:
-            found = session.execute(statements.backup_sums(vm_group, since, until)).mappings()
+            on_sqlite = self._database.engine.dialect.name == "sqlite"
+            query = statements.backup_sums(vm_group, since, until, on_sqlite=on_sqlite)
+            found = session.execute(query).mappings()
             return [BackupSum.model_validate(dict(row)) for row in found]
 
     def list_jobs(

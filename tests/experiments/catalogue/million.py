@@ -246,6 +246,9 @@ def questions(catalog: Catalog) -> dict[str, Callable[[], Sequence[object]]]:
         "sums of a group": lambda: catalog.sums(vm_group="group-07"),
         "sums of a week": lambda: catalog.sums(since=since, until=until),
         "sums of half of the time": lambda: catalog.sums(since=BEGIN + timedelta(days=50)),
+        "sums of a third": lambda: catalog.sums(
+            since=BEGIN + timedelta(days=30), until=BEGIN + timedelta(days=63)
+        ),
         "the newest 100 jobs": catalog.list_jobs,
         "jobs of a group": lambda: catalog.list_jobs(vm_group="group-07"),
         "jobs of a status": lambda: catalog.list_jobs(status="Partial"),

@@ -289,9 +289,9 @@ class _Collection:
             self._heartbeat(f"reading what pack {pack_name(other.pack.pack_id)} serves")
             try:
                 copier.read(other)
-            except NotFoundError:
+            except (NotFoundError, UnreadableError):
                 return False
-            except (IntegrityError, UnreadableError):
+            except IntegrityError:
                 if not self._options.dry_run:
                     record_damaged(self._repository, [other.pack.pack_id])
                 return False
@@ -371,9 +371,9 @@ class _Collection:
                 try:
                     for location in self._census.served_by(counted.pack.pack_id):
                         copier.copy(location)
-                except NotFoundError:
+                except (NotFoundError, UnreadableError):
                     continue
-                except (IntegrityError, UnreadableError):
+                except IntegrityError:
                     record_damaged(self._repository, [counted.pack.pack_id])
                     continue
                 copied.append(counted)

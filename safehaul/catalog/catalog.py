@@ -97,21 +97,23 @@ class Catalog:
         """
         with self._database.reading() as session:
             query = statements.newest_backups(since, until, after)
+            of_few_vms = vm is not None
             if vm is not None:
                 query = query.where((BackupRecord.vm_name == vm) | (BackupRecord.vc_guid == vm))
             if search is not None:
                 found = select(VmRecord.vm_name).where(statements.name_has(search)).distinct()
                 names = session.scalars(found.limit(MANY_NAMES + 1)).all()
+                of_few_vms = of_few_vms or len(names) <= MANY_NAMES
                 name = BackupRecord.vm_name
-                # An expression of the name, and no index is taken for it.
+                # An expression of a column, for which no index is taken.
                 by_time = name.concat("").in_(found)
-                query = query.where(by_time if len(names) > MANY_NAMES else name.in_(names))
-            if vm_group is not None:
-                query = query.where(BackupRecord.vm_group == vm_group)
+                query = query.where(name.in_(names) if len(names) <= MANY_NAMES else by_time)
+            for column, value in ((BackupRecord.vm_group, vm_group), (BackupRecord.status, status)):
+                if value is not None:
+                    # SQLite would rather read a whole group than a few VMs by their names.
+                    query = query.where((column.concat("") if of_few_vms else column) == value)
             if job_id is not None:
                 query = query.where(BackupRecord.job_id == job_id)
-            if status is not None:
-                query = query.where(BackupRecord.status == status)
             return statements.backup_rows(session, session.scalars(query.limit(limit)).all())
 
     def find_backup(self, vc_guid: str, backup_id: str) -> BackupRow | None:

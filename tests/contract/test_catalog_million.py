@@ -81,6 +81,22 @@ def test_an_sqlite_catalogue_answers_everything_by_an_index(tmp_path: Path) -> N
     _check(f"sqlite:///{tmp_path / 'catalog.db'}", Size(vms=400, nights=3))
 
 
+def test_a_few_vms_of_a_group_are_looked_up_by_their_names(tmp_path: Path) -> None:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    engine = catalog._database.engine
+    fill(engine, Size(vms=40, nights=2))
+    met: list[tuple[str, Any]] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda _c, _k, statement, given, *_: met.append((statement, given))
+    )
+    assert len(catalog.list_backups(search="0000", vm_group="group-07", status="Completed")) == 2
+    (asked,) = [item for item in met if "FROM backups" in item[0]]
+    with engine.connect() as connection:
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[0]}", asked[1])]
+    assert "backups_by_vm" in plan[0], plan
+    catalog.close()
+
+
 def test_a_scan_would_be_seen(tmp_path: Path) -> None:
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
     fill(catalog._database.engine, Size(vms=20, nights=1))

@@ -14,6 +14,7 @@ from safehaul.config.media_agent import MediaAgent
 from safehaul.config.secrets import SecretRef
 from safehaul.errors import ConfigError, PermissionRefusedError
 from safehaul.media.key_slots import RepositorySecret
+from safehaul.media.object_lock import S3Locks
 from safehaul.media.repository import Repository
 from safehaul.media.store import DeletingStore, ObjectStore, S3Options, open_deleting_store, open_store
 
@@ -40,10 +41,23 @@ def store_of(agent: MediaAgent) -> ObjectStore:
 
 def deleting_store_of(agent: MediaAgent) -> DeletingStore:
     """The same with the keys that may delete, or the workers' where none are configured. Raises ConfigError."""
-    access_key, secret_key = agent.s3_prune_access_key, agent.s3_prune_secret_key
-    if access_key is None or secret_key is None:
-        access_key, secret_key = agent.s3_access_key, agent.s3_secret_key
-    return open_deleting_store(agent.repository, _options(agent, access_key, secret_key))
+    return open_deleting_store(agent.repository, _options(agent, *_prune_keys(agent)))
+
+
+def _prune_keys(agent: MediaAgent) -> tuple[SecretRef | None, SecretRef | None]:
+    if agent.s3_prune_access_key is None or agent.s3_prune_secret_key is None:
+        return agent.s3_access_key, agent.s3_secret_key
+    return agent.s3_prune_access_key, agent.s3_prune_secret_key
+
+
+def locks_of(agent: MediaAgent) -> S3Locks | None:
+    """The object locks of the MediaAgent's bucket, by the keys that may delete; None where they are left alone.
+
+    Raises ConfigError.
+    """
+    if not agent.s3_lock_days:
+        return None
+    return S3Locks(agent.repository, _options(agent, *_prune_keys(agent)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from activities.errors import step
 from activities.forgotten_backups import bring_back, list_again
 from activities.peers import Peers
 from activities.records import tolerated
-from activities.repositories import deleting, deleting_store_of
+from activities.repositories import deleting, deleting_store_of, locks_of
 from activities.retention_plan import VmPlan, plans
 from safehaul.config.settings import Settings
 from safehaul.errors import IntegrityError, NotFoundError
@@ -25,6 +25,7 @@ from safehaul.media.forgotten import RECOVERABLE_S
 from safehaul.media.garbage import CollectOptions, collect
 from safehaul.media.holds import held_backups, is_held
 from safehaul.media.manifest import BackupRef, Manifest
+from safehaul.media.object_lock import renew_locks
 from safehaul.media.object_store import DeletingStore, store_time
 from safehaul.media.repository import Repository
 from safehaul.media.verified import drop_superseded
@@ -170,19 +171,25 @@ class UpkeepPrune:
     def collect_garbage(self, arg: PruneStep) -> Collected:
         """One run of the collection: condemns what nobody needs, and deletes what was condemned long ago.
 
+        Where the bucket has object locks, first those of everything else are renewed, when they are due.
         May be run again, beside backups, restores and other collections. Errors: the identity may not delete; a
         backup or a list of condemned packs cannot be read, and then nothing is collected.
         """
         repository = self._peers.repository(arg.media_agent)
         agent = self._peers.settings.media_agent(arg.media_agent)
+        locked = 0
         if arg.dry_run:
             report = collect(repository, deleting_store_of(agent), CollectOptions(dry_run=True), beat)
         else:
             with deleting(agent) as store:
                 audit.append(repository, Action.PRUNE, agent.name, {"workflow": activity.info().workflow_id})
+                locks = locks_of(agent)
+                if locks is not None:
+                    locked = renew_locks(repository, store, locks, agent.s3_lock_days, beat)
                 report = collect(repository, store, CollectOptions(), beat)
                 drop_superseded(repository, store, int(time.time()), beat)
-        return Collected(freed_bytes=report.bytes_deleted, numbers=report.model_dump(exclude={"dry_run"}))
+        numbers = report.model_dump(exclude={"dry_run"}) | {"objects_locked": locked}
+        return Collected(freed_bytes=report.bytes_deleted, numbers=numbers)
 
     def _list_again(self, repository: Repository, manifest: Manifest, media_agent: str) -> None:
         list_again(repository, self._peers.catalog(), manifest, media_agent)

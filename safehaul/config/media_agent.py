@@ -24,6 +24,7 @@ _S3_KEYS = (
     "s3_prune_secret_key",
     "s3_ca_file",
     "s3_allow_http",
+    "s3_lock_days",
 )
 
 
@@ -66,6 +67,9 @@ class MediaAgent(Section):
     """Where its secret key is."""
     s3_ca_file: AbsolutePath | None = None
     """PEM file of CA certificates that are trusted for `s3_endpoint`, beside the system's."""
+    s3_lock_days: int = Field(default=0, ge=0, le=3650)
+    """Days for which [object locks](object-stores.md#object-locks) are renewed by each prune that finds a third of them
+    passed. The bucket must lock new objects for at least as long. `0`: locks are left alone."""
     s3_allow_http: bool = False
     """`true`: `s3_endpoint` may be `http://` on another machine than this one. Names, sizes and, in a repository that
     is not encrypted, the backups themselves travel in clear."""

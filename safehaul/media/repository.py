@@ -293,6 +293,11 @@ class Repository:
                 return location
         return None
 
+    def is_condemned(self, pack_id: bytes) -> bool:
+        """Tell whether a pack is condemned or damaged: no new backup may rely on it."""
+        with self._lock:
+            return pack_id in self._condemnations.packs
+
     def is_condemned_page(self, root: str) -> bool:
         """Tell whether a map page is condemned: no new backup may rely on it."""
         with self._lock:

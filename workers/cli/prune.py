@@ -167,7 +167,7 @@ def show_report(report: PruneReport) -> None:
     numbers = [
         f"{name.replace('_', ' ')} {value}"
         for name, value in collection.numbers.items()
-        if value and name.startswith(("packs_", "pages_", "sessions_fenced", "lists_"))
+        if value and name.startswith(("packs_", "pages_", "sessions_fenced", "lists_", "objects_"))
     ]
     say(f"{size(collection.freed_bytes)} {would}freed{_in_brackets(numbers)}")
     if lost := collection.numbers.get("chunks_lost"):

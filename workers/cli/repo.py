@@ -34,6 +34,9 @@ def init(context: typer.Context, media_agent: Agent = None, *, as_json: Json = F
     Example: `safehaul repo init --media-agent vault`.
     """
     agent = choose(of(context).settings(), media_agent)
+    locks = repositories.locks_of(agent)
+    if locks is not None:
+        locks.check(agent.s3_lock_days)
     repository = Repository.init(
         repositories.store_of(agent),
         pack_size_bytes=agent.pack_size_bytes,

@@ -217,6 +217,8 @@ def _decode(data: bytes, name: str) -> KeySlot:
         digest = value.pop("digest", None)
         if digest != blake3(canonical_json(value)).hexdigest():
             raise IntegrityError(f"object {name} is damaged: its digest does not agree")
+        if not data.endswith(b"}\n"):
+            raise IntegrityError(f"object {name} is damaged: its end is cut off")
         slot = KeySlot.model_validate(value)
         lengths = (len(bytes.fromhex(slot.salt)), len(bytes.fromhex(slot.wrapped)))
     except (ValidationError, ValueError) as error:

@@ -98,6 +98,8 @@ def decode_config(data: bytes) -> RepositoryConfig:
             raise IntegrityError(
                 "object config is damaged: its digest does not agree; restore it from a copy"
             )
+        if not data.endswith(b"}\n"):
+            raise IntegrityError("object config is damaged: its end is cut off; restore it from a copy")
         config = RepositoryConfig.model_validate(value)
         key_length = len(bytes.fromhex(config.root_key))
     except (ValidationError, ValueError) as error:

@@ -214,7 +214,7 @@ async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist
         handle = await client.start_workflow("BackupJobb", id=job_id, task_queue="commserve")
         with pytest.raises(WorkflowFailureError) as ended:
             await asyncio.wait_for(handle.result(), 10)
-    assert "BackupJob, BackupVm, RemoveSnapshot, RestoreDisk, RestoreVm" in str(ended.value.cause)
+    assert "BackupJob, BackupVm, CopyBackups, PruneRepository, RemoveSnapshot, " in str(ended.value.cause)
 
 
 async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Client, job_id: str) -> None:

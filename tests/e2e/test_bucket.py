@@ -15,6 +15,8 @@ from lab.site import DiskSpec
 from tests.e2e.replaced import NODE, tiny_site
 from tests.e2e.site import data_centre, differences, run_job, vm_of
 
+pytestmark = pytest.mark.slow
+
 PART = 5 * 2**20
 """As the lab configures it: what is larger is a multipart upload."""
 

@@ -33,6 +33,8 @@ from tests.e2e.site import (
 )
 from tests.e2e.test_cancel import small_site
 
+pytestmark = pytest.mark.slow
+
 DISK = 2000
 NEAR_BYTES = 40 * 2**20
 """Far from the disk's ends: restores have written something when they meet the damage."""

@@ -113,7 +113,8 @@ def replacing(lab: DataCentre) -> Replacing:
 def test_every_step_has_a_no_op_and_an_effect() -> None:
     """The lists are complete: a new step must be added to them."""
     named = set()
-    for path in (Path(__file__).parents[2] / "activities").glob("*.py"):
+    # Those of a repository's upkeep, in files of that name, belong to no backup: tests/workflow holds them.
+    for path in (Path(__file__).parents[2] / "activities").glob("[!u]*.py"):
         for line in path.read_text().splitlines():
             if line.strip().startswith(("@step(", '@activity.defn(name="')):
                 named.add(line.split('"')[1])

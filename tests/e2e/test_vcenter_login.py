@@ -67,6 +67,7 @@ def test_a_wrong_password_fails_the_job_at_once_with_one_try_for_each_process(la
     assert WRONG not in shown + logs
 
 
+@pytest.mark.slow
 def test_a_process_has_one_session_for_all_its_steps_and_ends_it(lab: DataCentre) -> None:
     before = logins(lab)
     with workers(lab):

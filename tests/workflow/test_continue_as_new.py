@@ -98,6 +98,7 @@ async def test_a_cancel_after_a_continue_as_new_still_ends_everything(client: Cl
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 16
 
 
+@pytest.mark.slow
 async def test_a_removal_that_never_ends_keeps_its_history_short_and_its_count(
     client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

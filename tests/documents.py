@@ -32,6 +32,7 @@ ELSEWHERE = {
     r"safehaul repo init$": "lab/datacentre.py makes every repository so; a second one is refused",
     r"safehaul copy ": "tests/workflow/test_copy_backups.py, between two MediaAgents",
     r"python docs/restore_standalone.py ": "tests/unit/test_restore_standalone.py",
+    r"aws s3api ": "tests/contract/test_object_lock.py makes the same requests with Amazon's own client",
     r"openssl s_client ": "tests/contract/test_vcenter_role.py",
     r"apt-get install ": ".ci/run installs Debian's packages",
     r"temporal (worker deployment|workflow update-options) ": "tests/workflow/test_versioning.py",

@@ -22,7 +22,7 @@ def _change_config(folder: Path, **changes: object) -> None:
     value = json.loads(path.read_text()) | changes
     value.pop("digest")
     value["digest"] = blake3(canonical_json(value)).hexdigest()
-    path.write_bytes(canonical_json(value))
+    path.write_bytes(canonical_json(value) + b"\n")
 
 
 def test_what_init_makes_opens_again_and_info_shows_no_key(tmp_path: Path) -> None:

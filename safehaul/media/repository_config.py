@@ -91,8 +91,8 @@ def decode_config(data: bytes) -> RepositoryConfig:
         version = value.get("version")
         if version != FORMAT_VERSION:
             raise UnsupportedError(
-                f"the repository has format version {version!r}; this safehaul knows {FORMAT_VERSION}: "
-                "use a newer safehaul"
+                f"the repository's object config has format version {version!r}; this safehaul knows "
+                f"{FORMAT_VERSION}: use a newer safehaul, or the object is damaged"
             )
         if digest != blake3(canonical_json(value)).hexdigest():
             raise IntegrityError(

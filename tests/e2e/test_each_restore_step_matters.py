@@ -15,6 +15,8 @@ from lab.esx.api import FaultRule
 from tests.e2e.replaced import NODE, Replacing, role_of, tiny_site
 from tests.e2e.site import data_centre, differences, failure_of, run_job, start_restore, vm_of, wait_end
 
+pytestmark = pytest.mark.slow
+
 DATASTORE = "nfs-gold"
 MARKER = "safehaul-restore.json"
 ENDS_WITHIN_S = 120.0

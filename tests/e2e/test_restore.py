@@ -16,6 +16,8 @@ from lab.proof import compare_disks, frozen_record
 from tests.e2e.restore_site import MIB, Ran, backed_up, begin_writing
 from tests.e2e.site import run_job, vm_of, wait_end
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(name="ran", scope="module")
 def _ran() -> Iterator[Ran]:

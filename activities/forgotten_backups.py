@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from activities.records import catalog_backup
 from safehaul.catalog.catalog import Catalog
-from safehaul.errors import IntegrityError
 from safehaul.media import audit, forgotten
 from safehaul.media.audit import Action
 from safehaul.media.manifest import BackupRef, Manifest, read_index
@@ -19,11 +18,7 @@ def bring_back(repository: Repository, store: DeletingStore, ref: BackupRef, why
     damaged, or describes another backup: then somebody else has put it there.
     """
     name = f"{ref.vc_guid}/{ref.backup_id}"
-    manifest = forgotten.read_forgotten(repository, ref).manifest
-    if (manifest.vc_guid, manifest.backup_id) != ref:
-        raise IntegrityError(
-            f"forgotten backup {name} describes backup {manifest.vc_guid}/{manifest.backup_id}: it is not recovered"
-        )
+    forgotten.read_forgotten(repository, ref)
     audit.append(repository, Action.RECOVER, name, {"why": why})
     return forgotten.recover(repository, store, ref)
 

@@ -239,17 +239,8 @@ MEDIA_AGENT = StepPolicy(
 )
 # … and the index, when it is gone: a day of a repository that is away.
 MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
-# A part of a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep takes, and
-# goes on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
-UPKEEP_PART = StepPolicy(
-    start_to_close=timedelta(hours=24),
-    schedule_to_close=timedelta(hours=72),
-    heartbeat=HEARTBEAT,
-    retry=_PATIENT,
-    cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-)
-# A part of a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep takes, and
-# goes on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
+# A part of a prune or a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep
+# takes, and goes on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
 UPKEEP_PART = StepPolicy(
     start_to_close=timedelta(hours=24),
     schedule_to_close=timedelta(hours=72),

@@ -22,11 +22,10 @@ with workflow.unsafe.imports_passed_through():
         Purged,
         joined,
     )
-    from safehaul.sizes import readable
     from workflows import policies
     from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import parse_input
-    from workflows.markdown import bounded, cell, table
+    from workflows.markdown import bounded, cell, size, table
     from workflows.steps import run_step
     from workflows.vm_report import explain
 
@@ -34,7 +33,6 @@ EXAMPLE = '{"media_agent": "vault"}'
 MAX_REJECTED = 5
 MAX_VMS_SHOWN = 20
 MAX_PROBLEMS_SHOWN = 10
-SelfT = TypeVar("SelfT")
 ResultT = TypeVar("ResultT")
 
 
@@ -147,7 +145,7 @@ def details(report: PruneReport, stage: str, rejected: Sequence[str]) -> str:
         "",
         f"{looked}: {forgetting.forgotten} {would}forgotten, {forgetting.held} held.",
         "",
-        f"{rest}. {readable(collection.freed_bytes)} {would}freed.",
+        f"{rest}. {size(collection.freed_bytes)} {would}freed.",
     ]
     rows = [
         (cell(vm.vm_name or vm.vc_guid), str(vm.forgotten_count), str(vm.kept_count), cell(_why(vm.kept_for)))

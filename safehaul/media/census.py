@@ -123,16 +123,15 @@ class Census:
         self._database.execute("COMMIT")
         self._database.executescript(_SERVE)
 
-    def packs(self, state: PackState, *, listed: bool | None = None) -> Iterator[CountedPack]:
-        """Yield the packs of a state, with what they serve; `listed` leaves the others out."""
+    def packs(self, state: PackState) -> Iterator[CountedPack]:
+        """Yield the packs of a state, with what they serve."""
         rows = self._database.execute(
-            "SELECT id, size, modified, COALESCE(serving.bytes, 0), listed FROM pack "
+            "SELECT id, size, modified, COALESCE(serving.bytes, 0) FROM pack "
             "LEFT JOIN serving ON serving.pack = pack.n WHERE state = ? ORDER BY n",
             (state,),
         ).fetchall()
-        for pack_id, size, modified, serving, is_listed in rows:
-            if listed is None or listed == bool(is_listed):
-                yield CountedPack(SealedPack(pack_id, size), modified, serving)
+        for pack_id, size, modified, serving in rows:
+            yield CountedPack(SealedPack(pack_id, size), modified, serving)
 
     def count(self) -> tuple[int, int]:
         """Return how many packs are there, and their bytes."""

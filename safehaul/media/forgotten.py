@@ -81,14 +81,20 @@ def recover(repository: Repository, store: DeletingStore, ref: BackupRef) -> Man
 
 
 def read_forgotten(repository: Repository, ref: BackupRef) -> Forgotten:
-    """Read a forgotten backup. Raises NotFoundError, IntegrityError."""
+    """Read a forgotten backup. Raises NotFoundError; IntegrityError, also when somebody has put another one there."""
     name = forgotten_name(ref)
     try:
-        return parse_object(Forgotten, repository.get(Kind.FORGOTTEN, name), name)
+        content = parse_object(Forgotten, repository.get(Kind.FORGOTTEN, name), name)
     except NotFoundError as error:
         raise NotFoundError(
             f"backup {ref.backup_id} of VM {ref.vc_guid} is not among the forgotten ones: it was purged, or never was"
         ) from error
+    described = BackupRef(content.manifest.vc_guid, content.manifest.backup_id)
+    if described != ref:
+        raise IntegrityError(
+            f"object {name} describes backup {described.vc_guid}/{described.backup_id}: it is not recovered"
+        )
+    return content
 
 
 def list_forgotten(repository: Repository, vc_guid: str | None = None) -> Iterator[ForgottenBackup]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
-from safehaul.errors import IntegrityError, NotFoundError, UnreadableError, UnsupportedError
+from safehaul.errors import IntegrityError, NotFoundError, UnreadableError
 from safehaul.media.census import Census, CountedPack, PackState
 from safehaul.media.chunk_copier import ChunkCopier
 from safehaul.media.collection import (
@@ -26,13 +26,12 @@ from safehaul.media.collection import (
     sum_up,
 )
 from safehaul.media.disk_map import page_name
-from safehaul.media.envelope import Kind
-from safehaul.media.locations import PackListing, decode_locations
+from safehaul.media.locations import PackListing
 from safehaul.media.object_store import DeletingStore, store_time
 from safehaul.media.pack import SealedPack, pack_name
 from safehaul.media.pack_check import PackChecker
 from safehaul.media.pack_lists import PREFIX as LISTS
-from safehaul.media.pack_lists import put_lists, trailers
+from safehaul.media.pack_lists import put_lists, read_list, trailers
 from safehaul.media.reachable import Reachable, find_reachable
 from safehaul.media.repository import Repository
 from safehaul.media.session_survey import Survey, end_dead_sessions, open_sessions
@@ -181,12 +180,7 @@ class _Collection:
             self._census.add_pack(SealedPack(pack_id, info.size_bytes), info.modified, state)
         for info in self._repository.store.list(LISTS):
             self._heartbeat(f"reading {info.name}")
-            try:
-                listings = decode_locations(self._repository.get(Kind.LOCATIONS, info.name), info.name)
-            except (IntegrityError, UnsupportedError, NotFoundError):
-                # Damaged, or merged by another collection: the trailers say the same.
-                continue
-            for listing in listings:
+            for listing in read_list(self._repository, info.name) or ():
                 self._census.add_listing(listing)
         self._count_unlisted(condemned)
 

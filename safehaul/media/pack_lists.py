@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from safehaul.errors import IntegrityError
+from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.envelope import Kind
-from safehaul.media.locations import PackListing, batches, encode_locations
+from safehaul.media.locations import PackListing, batches, decode_locations, encode_locations
 from safehaul.media.pack import SealedPack, read_trailer
 from safehaul.media.repository import Repository
 
@@ -17,6 +17,15 @@ _VARIANTS = 100
 def put_lists(repository: Repository, listings: Iterable[PackListing]) -> list[str]:
     """List packs in as few objects as their bounds allow; returns the names. The same packs again are fine."""
     return [_put_list(repository, batch) for batch in batches(listings)]
+
+
+def read_list(repository: Repository, name: str) -> list[PackListing] | None:
+    """Return what a list names; None when it is damaged, or was merged into another one since it was listed."""
+    try:
+        return decode_locations(repository.get(Kind.LOCATIONS, name), name)
+    except (IntegrityError, UnsupportedError, NotFoundError):
+        # A verification names what is damaged; the packs' trailers, or the list that it went into, say the same.
+        return None
 
 
 def trailers(repository: Repository, packs: Iterable[SealedPack]) -> Iterator[PackListing]:

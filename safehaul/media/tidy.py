@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.collection import NumberedGeneration, read_condemnations, read_generations
-from safehaul.media.envelope import Kind
-from safehaul.media.locations import BATCH_CHUNKS, PackListing, decode_locations
+from safehaul.media.locations import BATCH_CHUNKS, PackListing
 from safehaul.media.object_store import DeletingStore
-from safehaul.media.pack_lists import PREFIX, put_lists
+from safehaul.media.pack_lists import PREFIX, put_lists, read_list
 from safehaul.media.repository import Repository
 
 SHORT_CHUNKS = BATCH_CHUNKS // 4
@@ -33,10 +31,8 @@ def merge_lists(repository: Repository, store: DeletingStore, heartbeat: Callabl
     outdated = False
     for name in names:
         heartbeat(f"reading {name}")
-        try:
-            listings = decode_locations(repository.get(Kind.LOCATIONS, name), name)
-        except (IntegrityError, UnsupportedError, NotFoundError):
-            # A damaged list is a verification's to name; one that vanished was merged by another collection.
+        listings = read_list(repository, name)
+        if listings is None:
             continue
         kept = [
             item

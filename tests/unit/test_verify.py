@@ -174,6 +174,9 @@ def test_a_verification_that_is_killed_everywhere_finds_the_same_as_one_that_is_
     monkeypatch.setattr("safehaul.media.verify.RECORD_EVERY_S", 0.0)
     back_up(plain, "run-1", IMAGE)
     back_up(plain, "run-2", OTHER, "20260102T000000Z")
+    # Enough to do that every process is killed before it is done, in the light mode too.
+    for day in range(3, 9):
+        back_up(plain, f"run-{day}", IMAGE[day * CHUNK :], f"202601{day:02d}T000000Z")
     new_session(plain, "unfinished")
     aged(plain)
     paths = pack_paths(plain)

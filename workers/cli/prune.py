@@ -8,19 +8,17 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 from activities.upkeep_prune import rules_of
-from safehaul.errors import AlreadyExistsError
 from safehaul.media.audit import Logged, entries
 from safehaul.messages.prune import PruneReport, PruneRequest
 from workers.bootstrap import connect
+from workers.cli import upkeep_calls
 from workers.cli.output import Json, of, run, safe, say, show_json, size, table, warn
 from workers.cli.repo import Agent, choose, open_repository
 from workers.cli.times import SINCE_HELP, parse_since
-from workflows.policies import COMMSERVE_QUEUE, prune_id
+from workflows.policies import prune_id
 
 PRUNE_TYPE = "PruneRepository"
 MAX_DETAIL_CHARS = 200
@@ -47,7 +45,8 @@ def prune(
 
     async def begin() -> PruneReport | None:
         client = await connect(settings)
-        await _start(client, workflow_id, request)
+        what = f"Prune of {agent.name}{' (only look)' if dry_run else ''}"
+        await upkeep_calls.start(client, PRUNE_TYPE, request, workflow_id, what)
         if not as_json:
             say(f"started {safe(workflow_id)}")
         return await _wait(client, workflow_id) if wait else None
@@ -55,7 +54,7 @@ def prune(
     try:
         report = run(begin())
     except WorkflowFailureError as error:
-        report = _report_in(error)
+        report = upkeep_calls.report_in(error, PruneReport)
         if report is not None and as_json:
             show_json({"workflow_id": workflow_id, "report": report.model_dump(mode="json")})
         elif report is not None:
@@ -99,40 +98,15 @@ def audit_(
     table(["time (UTC)", "who", "what", "to what", "details"], [_row(item) for item in found])
 
 
-async def _start(client: Client, workflow_id: str, request: PruneRequest) -> None:
-    try:
-        await client.start_workflow(
-            PRUNE_TYPE,
-            request.model_dump(),
-            id=workflow_id,
-            task_queue=COMMSERVE_QUEUE,
-            static_summary=f"Prune of {request.media_agent}{' (only look)' if request.dry_run else ''}",
-        )
-    except WorkflowAlreadyStartedError:
-        raise AlreadyExistsError(
-            f"{workflow_id} runs already: see it in the web UI, or wait for its end"
-        ) from None
-
-
 async def _wait(client: Client, workflow_id: str) -> PruneReport:
     try:
-        found: PruneReport = await client.get_workflow_handle(workflow_id, result_type=PruneReport).result()
+        return await upkeep_calls.result_of(client, workflow_id, PruneReport)
     except asyncio.CancelledError:
         sys.stderr.write(
             f"safehaul: {workflow_id} goes on: see the web UI; `temporal workflow cancel --workflow-id {workflow_id}` "
             "ends it\n"
         )
         raise
-    return found
-
-
-def _report_in(error: WorkflowFailureError) -> PruneReport | None:
-    if not (isinstance(error.cause, ApplicationError) and error.cause.details):
-        return None
-    try:
-        return PruneReport.model_validate(error.cause.details[0])
-    except ValidationError:  # of another version: the message says what there is to say
-        return None
 
 
 def show_report(report: PruneReport) -> None:

@@ -51,7 +51,7 @@ async def start(client: Client, kind: str, request: BaseModel, workflow_id: str,
         )
     except WorkflowAlreadyStartedError:
         raise AlreadyExistsError(
-            f"workflow {workflow_id} runs already: let it end, or choose another --workflow-id"
+            f"{workflow_id} runs already: see it in the web UI, or wait for its end"
         ) from None
 
 

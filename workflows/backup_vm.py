@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.steps import (
         BackupSession,
         CheckTransportInput,
+        CompletionMark,
         DownloadInput,
         FinishInput,
         HoldInput,
@@ -45,9 +46,9 @@ with workflow.unsafe.imports_passed_through():
     from workflows.hold import Hold
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
-    from workflows.nodes import nobody_took_it, run_on_node
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
+    from workflows.vm_node import VmNode
     from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
@@ -59,13 +60,16 @@ class BackupVm:
 
     def __init__(self) -> None:
         self._story = VmStory()
+        self._node = VmNode(self._story)
         self._hold = Hold()
         self._canceller: asyncio.Task[None] | None = None
+        self._unheard_at: datetime | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> VmReport:
         """Steps 6–15. Returns the report of a Completed or Partial VM; fails or is cancelled otherwise."""
         self._input = parse_input(BackupVmInput, raw, more, EXAMPLE)
+        self._node.begin(self._input)
         self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
         ending = await self._try_until_read()
         report = self._story.end(ending, workflow.now())
@@ -89,6 +93,11 @@ class BackupVm:
         """The same as the job's `cancel_vm` for this VM. Whatever comes with the signal is ignored."""
         if self._canceller is None:
             self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
+
+    @workflow.signal(name="go_on_at", description="From BackupJob: another access node, because this VM's died")
+    def go_on_at(self, *raw: Any) -> None:
+        """The job's answer to `node_lost`."""
+        self._node.go_on_at(raw)
 
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
@@ -114,7 +123,7 @@ class BackupVm:
         return None
 
     async def _back_up(self) -> None:
-        inspection = await self._inspect()
+        inspection = await self._node.wherever(self._inspect)
         plan = snapshot_plan(self._input)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
@@ -123,12 +132,9 @@ class BackupVm:
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
-            snapshot = await self._create_snapshot(plan)
+            snapshot = await self._node.wherever(lambda: self._create_snapshot(plan))
             self._stop_if_cancelled()
-            held = HoldInput(
-                vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
-            )
-            session, sealed = await self._hold.limit(held, self._read_and_seal(snapshot))
+            session, sealed = await self._read_while_held(snapshot)
             self._stop_if_cancelled()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again after the removal
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
@@ -145,7 +151,8 @@ class BackupVm:
                     snapshot,
                     inspection,
                     self._asked_at,
-                    node_is_dead=isinstance(ending, ActivityError) and nobody_took_it(ending),
+                    node_is_dead=self._node.dead,
+                    unheard_at=self._unheard_at,
                 )
             )
         self._story.removed(removal)
@@ -157,11 +164,18 @@ class BackupVm:
         assert sealed is not None
         await self._index(snapshot, session, sealed, removal)
 
+    async def _read_while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
+        """Steps 8 to 12, for as long as the snapshot may be held, on another node when this one dies."""
+        held = HoldInput(
+            vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
+        )
+        steps = self._node.wherever(lambda: self._read_and_seal(snapshot))
+        return await self._hold.limit(held, steps, lambda: self._node.queue)
+
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
         with self._story.step(8, "checking each disk's transport"):
-            transport = await run_on_node(
-                self._input.node,
+            transport = await self._node.run(
                 Transport.check_transport,
                 CheckTransportInput(vm=self._vm, snapshot=snapshot, disks=self._input.options.disks),
                 summary="Step 8 · verify the NAS transport, disk by disk",
@@ -175,8 +189,7 @@ class BackupVm:
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):
-            downloaded = await run_on_node(
-                self._input.node,
+            downloaded = await self._node.run(
                 Transport.download_files,
                 DownloadInput(vm=self._vm, snapshot=snapshot, unread=transport.unread_paths),
                 summary="Step 9 · download the VM's files",
@@ -186,8 +199,7 @@ class BackupVm:
         self._stop_if_cancelled()
         session = await self._open_backup(snapshot)
         with self._story.step(10, "storing the VM's files"):
-            files = await run_on_node(
-                self._input.node,
+            files = await self._node.run(
                 Transfers.store_files,
                 StoreFilesInput(vm=self._vm, session=session, files=downloaded),
                 summary="Step 10 · store the VM's files",
@@ -199,8 +211,7 @@ class BackupVm:
 
     async def _inspect(self) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
-            inspection = await run_on_node(
-                self._input.node,
+            inspection = await self._node.run(
                 Snapshots.inspect_vm,
                 InspectInput(vm=self._vm, options=self._input.options),
                 summary="Before step 6 · record the VM's snapshots, files and debt",
@@ -212,8 +223,12 @@ class BackupVm:
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
         self._asked_at = workflow.now()
-        with self._story.step(6, "making the snapshot"):
-            snapshot = await take_snapshot(self._input, self._vm, plan)
+        try:
+            with self._story.step(6, "making the snapshot"):
+                snapshot = await take_snapshot(self._node, self._input.options, self._vm, plan)
+        except ActivityError:
+            self._unheard_at = self._node.died_at if self._node.dead else self._unheard_at
+            raise
         self._story.snapshot(snapshot)
         return snapshot
 
@@ -243,8 +258,7 @@ class BackupVm:
         transfers: list[TransferResult] = []
         for number, disk in enumerate(transport.readable, start=1):
             with self._story.step(11, f"reading {disk.disk.label}"):
-                result = await run_on_node(
-                    self._input.node,
+                result = await self._node.run(
                     Transfers.transfer_disk,
                     TransferInput(
                         vm=self._vm,
@@ -255,7 +269,7 @@ class BackupVm:
                         snapshot_created_at=created_at,
                         done_before_bytes=sum(item.bytes_capacity for item in transfers),
                     ),
-                    queue=policies.streams_queue(self._input.node),
+                    queue=policies.streams_queue(self._node.name),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",
                     policy=policies.TRANSFER,
                 )
@@ -274,8 +288,7 @@ class BackupVm:
     ) -> SealedBackup:
         # Step 12
         with self._story.step(12, "completing the backup"):
-            done = await run_on_node(
-                self._input.node,
+            done = await self._node.run(
                 Transfers.finish_reading,
                 FinishInput(vm=self._vm, snapshot=snapshot, disks=transport.readable),
                 summary="Step 12 · compare the source with its start",
@@ -317,13 +330,7 @@ class BackupVm:
             )
         # Step 14
         with self._story.step(14, "marking the VM completed"):
-            mark = await run_on_node(
-                self._input.node,
-                AccessNodeIndexing.mark_completed,
-                MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
-                summary="Step 14 · mark the VM completed",
-                policy=policies.VM_STEP_AFTER,
-            )
+            mark = await self._mark(MarkInput(vm=self._vm, snapshot=snapshot, removal=removal))
             self._stop_if_cancelled()
             written = await run_step(
                 MediaAgentIndexing.write_index,
@@ -341,9 +348,25 @@ class BackupVm:
             )
         self._story.indexed(written)
 
+    async def _mark(self, mark: MarkInput) -> CompletionMark:
+        """Step 14's look, which any node can take: nothing of the VM is on its own one any more."""
+        summary, policy = "Step 14 · mark the VM completed", policies.VM_STEP_AFTER
+        try:
+            return await self._node.run(AccessNodeIndexing.mark_completed, mark, summary=summary, policy=policy)
+        except ActivityError:
+            if not self._node.dead or not workflow.patched("any-node-marks-the-vm"):
+                raise
+        return await run_step(
+            AccessNodeIndexing.mark_completed,
+            mark,
+            queue=policies.ACCESS_NODES_QUEUE,
+            summary=f"{summary} ({self._node.name} does not answer)",
+            policy=policy,
+        )
+
     async def _ask_for_another_vm(self, report: VmReport) -> None:
         """Step 15 and the report to the job, as one task that a cancel does not interrupt."""
-        await uninterrupted(ask_and_report(self._input, report))
+        await uninterrupted(ask_and_report(self._input, self._node.name, report))
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
@@ -358,6 +381,6 @@ class BackupVm:
             vc_guid=self._input.vc_guid,
             name=self._input.name,
             moref=self._input.moref,
-            node=self._input.node,
+            node=self._node.name,
             media_agent=self._input.media_agent,
         )

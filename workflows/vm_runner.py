@@ -23,7 +23,9 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.job import (
         ChildRef,
         Excluded,
+        GoOnAt,
         JobSettings,
+        NodeLost,
         ReconcileInput,
         VmFinished,
     )
@@ -54,11 +56,18 @@ class VmRunner:
         self._stuck_since: float | None = None
         self.coordinator_lost = False
         """True when the coordinator's node was found not to answer."""
+        self.hindered: dict[str, str] = {}
+        """What the running VMs wait for, by child id, as the last comparison with the server showed it."""
         self.not_started = 0
         """VMs that no node had been given when the job was stopped."""
 
     async def hand_out(self) -> None:
-        """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
+        """Load pages of the plan while a free stream wants them, and start a VM on every free stream.
+
+        VMs whose node has died come first.
+        """
+        for child in self._ledger.rehome():
+            await _go_on_at(child, GoOnAt(node=child.node, moves=child.moves - 1))
         while (page := self._ledger.wanted_page()) is not None:
             await self._load(page)
         # Step 16 — a node that has asked (step 15) is given another VM, which goes through steps 6 to 15.
@@ -73,6 +82,8 @@ class VmRunner:
         self._mailbox.nudged = False
         while self._mailbox.to_cancel:
             await _cancel(self._mailbox.to_cancel.pop(0))
+        while self._mailbox.lost:
+            await self._find_home(self._mailbox.lost.pop(0))
         while self._mailbox.inbox:
             await self._ended(self._mailbox.inbox.pop(0))
 
@@ -132,6 +143,7 @@ class VmRunner:
             capacity_bytes=vm.capacity_bytes,
             given_by=gift.given_by,
             started_at=workflow.now(),
+            nodes=vm.nodes,
         )
         self._ledger.started(child)
         try:
@@ -242,6 +254,17 @@ class VmRunner:
             reason,
         )
 
+    async def _find_home(self, lost: NodeLost) -> None:
+        """A running child's node has died: the next free stream of another one is its. Asked again, told again."""
+        child = self._ledger.state.running.get(lost.child_id)
+        if child is None:
+            return
+        if lost.moves < child.moves:
+            await _go_on_at(child, GoOnAt(node=child.node, moves=lost.moves))
+        elif lost.node == child.node:
+            self._lose(child.node)
+            self._ledger.lost_its_node(child.child_id, workflow.now())
+
     async def _settle_node(self, node: str) -> None:
         """A VM ended without its node's request: the node gets more only if it answers a ping."""
         if await ping(node) is not None:
@@ -274,6 +297,9 @@ class VmRunner:
             # The next comparison comes in half a minute; the VMs do not depend on this one.
             workflow.logger.warning("the running VMs cannot be compared: %s", explain(error))
             return
+        if self.hindered != result.hindered:
+            self.hindered = result.hindered
+            self._mailbox.nudge()
         waiting = {item.child_id for item in self._mailbox.inbox}
         for closed in result.closed:
             child = self._ledger.state.running.get(closed.child_id)
@@ -301,12 +327,22 @@ class VmRunner:
             if await ping(name) is not None:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
+        await self._give_up_hopeless()
         if not self._ledger.stuck:
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or workflow.time()
         if workflow.time() - self._stuck_since >= policies.NODES_RETURN_WITHIN.total_seconds():
             await self._give_up_waiting()
+
+    async def _give_up_hopeless(self) -> None:
+        """The nodes that reach a VM's datastores did not come back: its snapshot is not held for them any longer."""
+        for child in self._ledger.hopeless(workflow.now() - policies.NODES_RETURN_WITHIN):
+            reason = (
+                f"access node {child.node} stopped answering, and no other one that reaches its datastores answers: "
+                "see their workers"
+            )
+            await _go_on_at(child, GoOnAt(node="", moves=child.moves, reason=reason))
 
     async def _give_up_waiting(self) -> None:
         """The nodes did not come back: what only they could take is Failed."""
@@ -341,6 +377,14 @@ class VmRunner:
     @property
     def _job_id(self) -> str:
         return workflow.info().first_execution_run_id
+
+
+async def _go_on_at(child: ChildRef, where: GoOnAt) -> None:
+    try:
+        await workflow.get_external_workflow_handle(child.child_id).signal("go_on_at", where)
+    except FailureError as error:
+        # It has just ended: its report is on the way, or the reconciliation will see it.
+        workflow.logger.info("%s cannot be told of its node: %s", child.child_id, error)
 
 
 async def _cancel(child: ChildRef) -> None:

@@ -94,7 +94,9 @@ class BackupVm:
         if self._canceller is None:
             self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
 
-    @workflow.signal(name="go_on_at", description="From BackupJob: another access node, because this VM's died")
+    @workflow.signal(
+        name="go_on_at", description="From BackupJob: another access node, because this VM's died"
+    )
     def go_on_at(self, *raw: Any) -> None:
         """The job's answer to `node_lost`."""
         self._node.go_on_at(raw)
@@ -352,7 +354,9 @@ class BackupVm:
         """Step 14's look, which any node can take: nothing of the VM is on its own one any more."""
         summary, policy = "Step 14 · mark the VM completed", policies.VM_STEP_AFTER
         try:
-            return await self._node.run(AccessNodeIndexing.mark_completed, mark, summary=summary, policy=policy)
+            return await self._node.run(
+                AccessNodeIndexing.mark_completed, mark, summary=summary, policy=policy
+            )
         except ActivityError:
             if not self._node.dead or not workflow.patched("any-node-marks-the-vm"):
                 raise

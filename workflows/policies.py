@@ -92,9 +92,11 @@ BUSY_NODE_ASKED_EVERY = timedelta(minutes=10)
 PING_WITHIN = timedelta(seconds=10)
 # Heartbeats are sent every five seconds (the workers lower the throttle): three missed ones mean dead.
 HEARTBEAT = timedelta(seconds=15)
-# Of the time after which a VM group takes a silent node for dead, this part is waited for a sign of it, and the rest for
-# its answer to a ping.
+# Of the time after which a VM group takes a silent node for dead, this part is waited for a sign of it, the rest for
+# the answer to a ping.
 SILENT_SHARE = HEARTBEAT / (HEARTBEAT + PING_WITHIN)
+# A creation that failed sooner was heard of: no server takes a worker for dead in less time.
+LEAST_SILENCE = timedelta(seconds=10)
 # A step whose heartbeats stop although its node answers hangs: it is run again, and not for ever.
 HUNG_STEP_TRIES = 6
 # A VM whose node died asks its job again for another one: signals are hints.

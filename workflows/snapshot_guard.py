@@ -47,9 +47,6 @@ with workflow.unsafe.imports_passed_through():
 
 ResultT = TypeVar("ResultT")
 
-# A creation that failed sooner was heard of: no server takes a worker for dead in less time.
-LEAST_SILENCE = timedelta(seconds=10)
-
 
 async def uninterrupted(
     work: Coroutine[Any, Any, ResultT], on_cancel: Callable[[], None] = lambda: None
@@ -110,9 +107,7 @@ async def take_snapshot(node: VmNode, options: VmOptions, ref: VmRef, plan: Snap
 
 
 async def _create(wanted: CreateSnapshotInput, node: VmNode, summary: str) -> SnapshotRef:
-    return await node.run(
-        Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT
-    )
+    return await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
 
 
 async def remove_snapshot(
@@ -147,7 +142,7 @@ async def remove_snapshot(
         before=inspection.state if inspection else None,
         within_s=policies.REMOVAL_TRY.total_seconds(),
     )
-    late = snapshot is None and workflow.now() - asked_at >= LEAST_SILENCE
+    late = snapshot is None and workflow.now() - asked_at >= policies.LEAST_SILENCE
     wait_s = policies.LATE_CREATION_WITHIN.total_seconds()
     if unheard_at is not None:
         wait_s = max(wait_s - (workflow.now() - unheard_at).total_seconds(), 0.0)

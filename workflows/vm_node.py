@@ -1,8 +1,8 @@
 """The access node of one VM: its steps run there, and go on on another one when it dies.
 
-The job's ledger gives the other node, because it knows who has a free stream and reaches the VM's datastores: the VM's
-workflow asks by the signal `node_lost` and is answered by `go_on_at`. The snapshot and the repository's session stay the
-same, so that nothing which is durable is read again.
+The job's ledger gives the other node, because it knows who has a free stream and reaches the VM's datastores: the
+VM's workflow asks by the signal `node_lost` and is answered by `go_on_at`. The snapshot and the repository's session
+stay the same, so that nothing which is durable is read again.
 """
 
 from __future__ import annotations

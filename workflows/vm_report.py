@@ -130,7 +130,9 @@ class VmStory:
 
     def moved(self, lost: str, node: str, reason: str) -> None:
         """The VM's node died, and it goes on on another one."""
-        self.warn([f"access node {lost} stopped answering in step {self._step} ({reason}): went on on {node}"])
+        self.warn(
+            [f"access node {lost} stopped answering in step {self._step} ({reason}): went on on {node}"]
+        )
         self._node = node
         self._show()
 

@@ -98,14 +98,19 @@ class VmRunner:
         `at_once`: look at the children first. A run that was continued as new must, since runs may be shorter
         than the pause, and nothing tells it natively of the children that an earlier run started.
         """
-        if at_once:
-            await self._reconcile_children()
-        while True:
-            await workflow.sleep(
-                policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
-            )
-            await self._reconcile_children()
-            await self._look_for_lost_nodes()
+        try:
+            if at_once:
+                await self._reconcile_children()
+            while True:
+                await workflow.sleep(
+                    policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
+                )
+                await self._reconcile_children()
+                await self._look_for_lost_nodes()
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                raise
+            raise asyncio.CancelledError from error  # the job has ended in the middle of a look
 
     async def stop_everything(self) -> None:
         """Cancel every running VM and wait until each has removed its snapshot and reported."""

@@ -1,4 +1,4 @@
-"""An access node is killed while it reads a disk and never comes back: the VM goes on on another one (steps 8 to 12)."""
+"""An access node dies while it reads a disk and never comes back: the VM goes on on another one (steps 8 to 12)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ def test_a_vm_goes_on_on_another_node_and_reads_no_more_than_a_pack_again(lab: D
     assert silent_s <= ELSEWHERE_WITHIN_S
     (disk,) = vm["disks"]
     assert DISK_BYTES - disk["bytes_read"] == 0
-    (transfer,) = (result for result in results_of(lab, vm["child_id"], "transfer_disk") if result["disk_key"] == disk["key"])
+    (transfer,) = (
+        result
+        for result in results_of(lab, vm["child_id"], "transfer_disk")
+        if result["disk_key"] == disk["key"]
+    )
     assert transfer["bytes_resumed"] >= LATE - 2 * PACK_BYTES, "what was durable is not read again"
     assert differences(lab, vm, restored_images(lab, vm)) == []
     assert witness.problems() == []
@@ -78,7 +82,10 @@ def test_a_node_that_was_taken_for_dead_rejoins_and_its_zombie_harms_nothing(lab
     victim = lab.workers[f"access-node.{running['node']}"]
     victim.freeze()
     lab.gate.release()
-    until(lambda: any(vm["node"] != running["node"] for vm in _progress(lab, "stopped") if vm["name"] == "one"), 60)
+    until(
+        lambda: any(vm["node"] != running["node"] for vm in _progress(lab, "stopped") if vm["name"] == "one"),
+        60,
+    )
     victim.thaw()
     wait_end(lab, "stopped", 150)
     report = report_of(lab, "stopped")
@@ -88,7 +95,9 @@ def test_a_node_that_was_taken_for_dead_rejoins_and_its_zombie_harms_nothing(lab
     assert witness.problems() == []
     start_job(lab, "afterwards")
     wait_end(lab, "afterwards", 120)
-    assert {vm["node"] for vm in report_of(lab, "afterwards")["vms"]} == set(lab.nodes), "the node has rejoined"
+    assert {vm["node"] for vm in report_of(lab, "afterwards")["vms"]} == set(lab.nodes), (
+        "the node has rejoined"
+    )
     assert witness.problems() == []
 
 
@@ -98,5 +107,3 @@ def _progress(lab: DataCentre, job: str) -> list[dict[str, str]]:
     )
     answers = json.loads(asked.stdout)["queryResult"] if asked.returncode == 0 else []
     return list(answers[0]["running"]) if answers else []
-
-

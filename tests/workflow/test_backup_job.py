@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from safehaul.messages.job import JobReport
 from safehaul.messages.vm import VmOptions
 from tests.workflow.conftest import running
 from tests.workflow.world import World, wait_for_cancel
-from workflows import policies
 from workflows.backup_job import BackupJob
 
 REQUEST = {"vm_group": "test"}

@@ -40,17 +40,17 @@ def lab() -> Iterator[DataCentre]:
 
 def test_a_vm_goes_on_on_another_node_and_reads_no_more_than_a_pack_again(lab: DataCentre) -> None:
     witness = Witness(lab.hosts, lab.state / "datastores")
-    lab.gate.hold("one-flat.vmdk", LATE)
+    lab.gate.hold("two-flat.vmdk", LATE)
     start_job(lab, "orphaned")
-    until(lambda: lab.gate.held == {"one-flat.vmdk"}, 60)
-    (running,) = (vm for vm in _progress(lab, "orphaned") if vm["name"] == "one")
+    until(lambda: lab.gate.held == {"two-flat.vmdk"}, 60)
+    (running,) = (vm for vm in _progress(lab, "orphaned") if vm["name"] == "two")
     victim = running["node"]
     killed_at = datetime.now().astimezone()
     lab.workers[f"access-node.{victim}"].kill()
     lab.gate.release()
     wait_end(lab, "orphaned", 150)
     report = report_of(lab, "orphaned")
-    vm = next(item for item in report["vms"] if item["name"] == "one")
+    vm = next(item for item in report["vms"] if item["name"] == "two")
     assert vm["status"] == "Completed", vm["reason"]
     assert vm["node"] != victim
     assert any(f"access node {victim} stopped answering" in line for line in vm["warnings"])
@@ -61,7 +61,7 @@ def test_a_vm_goes_on_on_another_node_and_reads_no_more_than_a_pack_again(lab: D
     print(f"on another node {silent_s:.1f} s after the kill")
     assert silent_s <= ELSEWHERE_WITHIN_S
     (disk,) = vm["disks"]
-    assert DISK_BYTES - disk["bytes_read"] == 0
+    assert 0 <= disk["bytes_read"] - DISK_BYTES < PACK_BYTES, "no more than a pack is read again"
     (transfer,) = (
         result
         for result in results_of(lab, vm["child_id"], "transfer_disk")

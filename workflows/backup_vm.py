@@ -46,6 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
     from workflows.nodes import nobody_took_it, run_on_node
+    from workflows.pause import VmPause
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
     from workflows.vm_report import VmStory, nothing_readable
@@ -60,6 +61,7 @@ class BackupVm:
     def __init__(self) -> None:
         self._story = VmStory()
         self._hold = Hold()
+        self._pause = VmPause(self._story.paused)
         self._canceller: asyncio.Task[None] | None = None
 
     @workflow.run
@@ -90,20 +92,41 @@ class BackupVm:
         if self._canceller is None:
             self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
 
+    @workflow.signal(name="pause", description="Stop reading; the snapshot is held for a while only")
+    def pause(self, *_raw: Any) -> None:
+        """The VM waits until it is resumed, itself or with its job. Whatever comes with the signal is ignored."""
+        self._pause.begin()
+
+    @workflow.signal(name="resume", description="Go on after a pause")
+    def resume(self, *_raw: Any) -> None:
+        """The VM goes on where it was, or begins anew when its snapshot had to go."""
+        self._pause.end()
+
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
         """A signal that does not exist here: shown, never failed on."""
         self._story.reject(
-            f"signal {name[:80]!r} does not exist for one VM; there is: cancel. The job has others"
+            f"signal {name[:80]!r} does not exist for one VM; there are: cancel, pause, resume. The job has others"
         )
 
     async def _try_until_read(self) -> BaseException | None:
-        """Steps 6–14, anew from another snapshot when the VM has moved; what interrupted them for good, if anything."""
-        for tries_left in reversed(range(policies.VM_TRIES)):
+        """Steps 6–14, anew from another snapshot when the VM has moved or was paused for too long.
+
+        Returns what interrupted them for good, if anything.
+        """
+        tries_left = policies.VM_TRIES
+        while True:
             try:
                 await self._back_up()
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the VM's failure
                 # Any error: one that escaped would fail this task for ever, and the job would never hear of the VM.
+                if self._pause.ran_out(error) and self._story.snapshot_is_gone:
+                    if workflow.cancellation_reason() is not None:
+                        return asyncio.CancelledError()
+                    # Not one of the tries: nothing is wrong with the VM.
+                    self._story.begin_anew(error)
+                    continue
+                tries_left -= 1
                 if not tries_left or not self._story.may_begin_anew(error):
                     return error
                 if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
@@ -111,10 +134,9 @@ class BackupVm:
                 self._story.begin_anew(error)
             else:
                 return None
-        return None
 
     async def _back_up(self) -> None:
-        inspection = await self._inspect()
+        inspection = await self._pause.before_snapshot(self._inspect)
         plan = snapshot_plan(self._input)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
@@ -128,7 +150,9 @@ class BackupVm:
             held = HoldInput(
                 vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
             )
-            session, sealed = await self._hold.limit(held, self._read_and_seal(snapshot))
+            taken = snapshot
+            reading = self._pause.through(lambda: self._read_and_seal(taken), self._input.options)
+            session, sealed = await self._hold.limit(held, reading)
             self._stop_if_cancelled()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again after the removal
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
@@ -273,6 +297,7 @@ class BackupVm:
         transfers: list[TransferResult],
     ) -> SealedBackup:
         # Step 12
+        self._pause.completing()
         with self._story.step(12, "completing the backup"):
             done = await run_on_node(
                 self._input.node,
@@ -347,7 +372,7 @@ class BackupVm:
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
-        if workflow.cancellation_reason() is not None or self._hold.over:
+        if workflow.cancellation_reason() is not None or self._hold.over or self._pause.cuts_off:
             raise asyncio.CancelledError
 
     @property

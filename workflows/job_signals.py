@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import describe
     from workflows.ledger import Ledger
+    from workflows.pause import JobPause
     from workflows.vm_report import unstarted_report
 
 MAX_REJECTED = 10
@@ -30,6 +31,7 @@ class Mailbox:
         self.inbox: list[VmFinished] = []
         self.to_cancel: list[ChildRef] = []
         self.cancel_asked = False
+        self.pause = JobPause()
         self.rejected: list[str] = []
         self.nudged = False
         self._open = False
@@ -43,6 +45,7 @@ class Mailbox:
         self.inbox = [*state.inbox, *self.inbox]
         self.to_cancel = [*state.to_cancel, *self.to_cancel]
         self.cancel_asked = state.cancel_asked or self.cancel_asked
+        self.pause.carry_on(state.paused_since)
         self.rejected = [*state.rejected_signals, *self.rejected][-MAX_REJECTED:]
 
     def open(self, ledger: Ledger) -> None:
@@ -55,7 +58,7 @@ class Mailbox:
     @property
     def has_mail(self) -> bool:
         """True when the main loop has something to do."""
-        return bool(self.inbox or self.to_cancel or self.nudged)
+        return bool(self.inbox or self.to_cancel or self.nudged or self.pause.has_news)
 
     def cancel_job(self) -> None:
         """The whole job is to be cancelled."""

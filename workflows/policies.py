@@ -114,6 +114,9 @@ CHILDREN_STOP_WITHIN = timedelta(minutes=30)
 # The room for a held snapshot: in two minutes a guest that writes 100 MB/s fills 12 GB. A look costs five events of the
 # VM's history: 1,800 in the twelve hours that max_hold_s allows by default.
 ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
+# A snapshot that is held for a pause goes this long before max_hold_s is over: the VM then waits for its resume, and
+# does not fail.
+PAUSE_ENDS_BEFORE_HOLD = timedelta(seconds=1)
 # A removal that knows no moref (the creation's answer was lost, its workflow was terminated) looks again after this
 # long: until then a try of the creation may ask vCenter still. It asks within 20 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.

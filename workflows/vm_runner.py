@@ -58,9 +58,14 @@ class VmRunner:
         """VMs that no node had been given when the job was stopped."""
 
     async def hand_out(self) -> None:
-        """Load pages of the plan while a free stream wants them, and start a VM on every free stream."""
+        """Load pages of the plan while a free stream wants them, and start a VM on every free stream.
+
+        Of a paused job nothing is given out; the pages are loaded all the same, since `cancel_vm` looks in them.
+        """
         while (page := self._ledger.wanted_page()) is not None:
             await self._load(page)
+        if self._mailbox.pause.since is not None:
+            return
         # Step 16 — a node that has asked (step 15) is given another VM, which goes through steps 6 to 15.
         gifts = self._ledger.gifts()
         await asyncio.gather(*(self._start(gift) for gift in gifts))
@@ -71,6 +76,7 @@ class VmRunner:
         May absorb a cancel of the job while a removal is started: look at `workflow.cancellation_reason()` after.
         """
         self._mailbox.nudged = False
+        await self._mailbox.pause.tell(self._ledger.state.running)
         while self._mailbox.to_cancel:
             await _cancel(self._mailbox.to_cancel.pop(0))
         while self._mailbox.inbox:
@@ -301,7 +307,8 @@ class VmRunner:
             if await ping(name) is not None:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
-        if not self._ledger.stuck:
+        if not self._ledger.stuck or self._mailbox.pause.since is not None:
+            # Whoever pauses a job may do so to work on the nodes.
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or workflow.time()

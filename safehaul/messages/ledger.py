@@ -81,6 +81,7 @@ class JobState(Message):
     to_cancel: list[ChildRef] = Field(default_factory=list)
     started_at: datetime
     cancel_asked: bool = False
+    paused_since: datetime | None = None
     rejected_signals: list[str] = Field(default_factory=list)
 
 

@@ -90,16 +90,20 @@ def test_the_workflows_names() -> None:
 
 def test_the_jobs_signals_queries_and_updates() -> None:
     definition = BackupJob.__dict__["__temporal_workflow_definition"]
-    assert sorted(str(name) for name in definition.signals) == ["None", "cancel", "cancel_vm", "vm_finished"]
+    assert sorted(str(name) for name in definition.signals) == [
+        *("None", "cancel", "cancel_vm", "pause", "resume", "vm_finished"),
+    ]
     assert sorted(definition.queries) == ["progress"]
-    assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
+    assert sorted(definition.updates) == [
+        *("request_cancel", "request_cancel_vm", "request_pause", "request_resume"),
+    ]
 
 
 def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
     owners = (BackupVm, RemoveSnapshot, PruneRepository)
     found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
-        ["None", "cancel"],
+        ["None", "cancel", "pause", "resume"],
         ["None", "retry_now"],
         ["None", "cancel"],
     ]

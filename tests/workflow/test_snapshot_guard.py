@@ -139,7 +139,7 @@ async def test_a_cancel_sent_to_the_vm_itself_cancels_it_and_other_signals_are_s
         await child.signal("cancel_vm", {"vm": "vm-00000"})
         shown: Any = await child.query("__temporal_workflow_metadata")
         assert "cancel\\_vm" in shown.current_details
-        assert "there is: cancel" in shown.current_details
+        assert "there are: cancel, pause, resume" in shown.current_details
         await child.signal("cancel", "whatever is given")
         await child.signal("cancel")
         vm = await report_of(handle)

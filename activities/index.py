@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from activities.beat import keep_alive
+from activities.beat import beat, keep_alive
 from activities.disks import check_same
 from activities.errors import step
 from activities.peers import Peers
@@ -60,12 +60,14 @@ class MediaAgentIndexing:
         """Step 12: reads back every pack that the backup wrote, then commits the manifest, put-if-absent.
 
         Keyed by the session: a second run verifies what the first one had not, and returns the same backup.
-        From its end the backup is restorable. Does not stop for a cancel. Heartbeats with bytes read back.
-        Errors: a disk that was not read to its end, or changed while it was read; stored bytes that are damaged.
+        From its end the backup is restorable. A cancel stops the reading back between two packs, since the snapshot is
+        held meanwhile, and never the commit. Heartbeats with the packs read back. Errors: a disk that was not read to
+        its end, or changed while it was read; stored bytes that are damaged.
         """
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
         _check_complete(arg, {file.name for record in session.read_files() for file in record.files})
-        verified = seal.verify_session(session, heartbeat=keep_alive)
+        verified = seal.verify_session(session, heartbeat=beat)
+        beat("committing")
         contents = manifest.BackupContents(
             disks=[_description(disk) for disk in arg.transport.readable],
             skipped=[

@@ -9,7 +9,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from safehaul.messages.vm import BackupVmInput, VmProgressDetail, VmReport, VmStatus
     from workflows import policies
-    from workflows.cancel_signal import ask_for_cancel
+    from workflows.cancel_signal import ask_for_cancel, cancelled_first
     from workflows.hold import Hold
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
@@ -120,18 +120,19 @@ class BackupVm:
                 await self._back_up()
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the VM's failure
                 # Any error: one that escaped would fail this task for ever, and the job would never hear of the VM.
-                if self._pause.ran_out(error) and self._story.snapshot_is_gone:
+                ending = error if self._story.was_stopped else cancelled_first(error)
+                if self._pause.ran_out(ending) and self._story.snapshot_is_gone:
                     if workflow.cancellation_reason() is not None:
                         return asyncio.CancelledError()
                     # Not one of the tries: nothing is wrong with the VM.
-                    self._story.begin_anew(error)
+                    self._story.begin_anew(ending)
                     continue
                 tries_left -= 1
-                if not tries_left or not self._story.may_begin_anew(error):
-                    return error
+                if not tries_left or not self._story.may_begin_anew(ending):
+                    return ending
                 if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
-                    return error
-                self._story.begin_anew(error)
+                    return ending
+                self._story.begin_anew(ending)
             else:
                 return None
 
@@ -142,6 +143,7 @@ class BackupVm:
         sealed: SealedBackup | None = None
         session: BackupSession | None = None
         ending: BaseException | None = None
+        node_is_dead = False
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
@@ -158,7 +160,7 @@ class BackupVm:
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
-            ending = error
+            ending, node_is_dead = cancelled_first(error), nobody_took_it(error)
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
@@ -169,7 +171,7 @@ class BackupVm:
                     snapshot,
                     inspection,
                     self._asked_at,
-                    node_is_dead=isinstance(ending, ActivityError) and nobody_took_it(ending),
+                    node_is_dead=node_is_dead,
                 )
             )
         self._story.removed(removal)

@@ -72,6 +72,7 @@ async def run_on_node(
         patience = min(2 * patience, policies.BUSY_NODE_ASKED_EVERY)
 
 
-def nobody_took_it(error: ActivityError) -> bool:
+def nobody_took_it(error: BaseException) -> bool:
     """True when no worker took the step from its queue in time."""
-    return isinstance(error.cause, StepTimeout) and error.cause.type is TimeoutType.SCHEDULE_TO_START
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return isinstance(cause, StepTimeout) and cause.type is TimeoutType.SCHEDULE_TO_START

@@ -130,6 +130,11 @@ class VmStory:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
         self._stopped_at = self._step
 
+    @property
+    def was_stopped(self) -> bool:
+        """True when steps 6 to 12 were interrupted."""
+        return bool(self._stopped_at)
+
     def may_begin_anew(self, error: BaseException) -> bool:
         """True when only the snapshot was lost, and it is gone for certain: a new one may be read to its end."""
         cause = error.cause if isinstance(error, ActivityError) else None
@@ -274,6 +279,9 @@ class VmStory:
             return VmStatus.COMPLETED, ""
         if isinstance(ending, asyncio.CancelledError) or is_cancelled_exception(ending):
             reason = "cancelled"
+            if isinstance(ending, asyncio.CancelledError) and ending.__cause__ is not None:
+                failed = explain(ending.__cause__)
+                reason += f"; step {self._stopped_at or self._step}, which was to stop, failed: {failed}"
             if self._backup_id:
                 reason += f" after the backup {self._backup_id} was stored"
             if self._removal and self._removal.pending:

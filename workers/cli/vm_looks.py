@@ -25,10 +25,10 @@ from safehaul.messages.progress import TransferBeat, VmProgress
 LOOKS_PER_RENEWAL = 20
 """A watch renews every second: so many calls a second, however many VMs run."""
 FRESH_S = 2.0
-"""Heartbeats come every five seconds: looking more often shows nothing new."""
+"""Heartbeats come every two seconds: looking more often shows nothing new."""
 LOOK_WITHIN = timedelta(seconds=5)
 SILENT_S = 12.0
-"""Two heartbeats missed: worth saying, long before the time-out of 20 s decides."""
+"""Several heartbeats missed: worth saying, long before the time-out of 20 s decides."""
 
 # Activity → its step, what it does, and what a started one waits for.
 DOING = {

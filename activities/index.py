@@ -10,13 +10,15 @@ from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
 from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
-from safehaul.media import manifest, seal, sessions
+from safehaul.media import manifest, seal, sessions, unfinished
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
     DiskTransport,
     IndexInput,
     IndexWritten,
+    LeaveInput,
+    LeftUnfinished,
     MarkInput,
     OpenBackupInput,
     SealedBackup,
@@ -107,6 +109,21 @@ class MediaAgentIndexing:
         return SealedBackup(
             backup_id=ref.backup_id, packs_verified=verified.packs, bytes_verified=verified.stored_bytes
         )
+
+    @step("leave_unfinished")
+    def leave_unfinished(self, arg: LeaveInput) -> LeftUnfinished:
+        """After a backup that will not be finished: reads back what it stored and lists it for later backups, or gives
+        it up, as the cancel said.
+
+        Keyed by the session: a second run lists what the first one had not. A cancel stops it between two packs.
+        Heartbeats with the packs read back. Errors: there is no such session, the repository is damaged.
+        """
+        session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session_id)
+        if arg.keep:
+            left = unfinished.list_unfinished(session, heartbeat=beat)
+        else:
+            left = unfinished.give_up(session, "its backup was cancelled, and what it had stored was not to be kept")
+        return LeftUnfinished(packs=left.packs, packs_listed=left.listed)
 
     @step("write_index")
     def write_index(self, arg: IndexInput) -> IndexWritten:

@@ -169,9 +169,9 @@ class BackupJob:
         )
 
     @workflow.signal(name="cancel", description="Cancel the job; its snapshots are removed first")
-    def cancel(self, *_raw: Any) -> None:
-        """Ask for the job's cancel. Whatever comes with the signal is ignored."""
-        self._mailbox.cancel_job()
+    def cancel(self, *raw: Any) -> None:
+        """Ask for the job's cancel. Of what comes with the signal only `keep` counts."""
+        self._mailbox.cancel_job(raw)
 
     @workflow.signal(name="cancel_vm", description='Cancel one VM: {"vm": "its name or VC.GUID"}')
     def cancel_vm(self, *raw: Any) -> None:
@@ -205,9 +205,9 @@ class BackupJob:
         self._show()
 
     @workflow.update(name="request_cancel", description="Cancel the job")
-    def request_cancel(self) -> str:
+    def request_cancel(self, raw: Any = None) -> str:
         """As the signal, with an answer."""
-        self._mailbox.cancel_job()
+        self._mailbox.cancel_job((raw,))
         return (
             f"job {workflow.info().workflow_id} is being cancelled; {len(self._ledger.state.running)} VMs run"
         )
@@ -328,6 +328,7 @@ class BackupJob:
             to_cancel=self._mailbox.to_cancel,
             started_at=self._started_at,
             cancel_asked=self._mailbox.cancel_asked,
+            keep=self._mailbox.keep,
             paused_since=self._mailbox.pause.since,
             rejected_signals=self._mailbox.rejected,
         )

@@ -49,6 +49,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.pause import VmPause
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
+    from workflows.unfinished import Unfinished, keeps
     from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
@@ -62,6 +63,7 @@ class BackupVm:
         self._story = VmStory()
         self._hold = Hold()
         self._pause = VmPause(self._story.paused)
+        self._unfinished = Unfinished()
         self._canceller: asyncio.Task[None] | None = None
 
     @workflow.run
@@ -75,6 +77,7 @@ class BackupVm:
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
         await self._ask_for_another_vm(report)
+        await self._unfinished.leave(self._vm)
         if report.status is VmStatus.CANCELLED:
             raise asyncio.CancelledError
         if report.status is VmStatus.FAILED:
@@ -87,8 +90,9 @@ class BackupVm:
         return self._story.progress()
 
     @workflow.signal(name="cancel", description="Cancel this VM's backup; its snapshot is removed first")
-    def cancel(self, *_raw: Any) -> None:
-        """The same as the job's `cancel_vm` for this VM. Whatever comes with the signal is ignored."""
+    def cancel(self, *raw: Any) -> None:
+        """The same as the job's `cancel_vm` for this VM. Of what comes with the signal only `keep` counts."""
+        self._unfinished.keep = self._unfinished.keep and keeps(raw)
         if self._canceller is None:
             self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
 
@@ -121,18 +125,17 @@ class BackupVm:
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the VM's failure
                 # Any error: one that escaped would fail this task for ever, and the job would never hear of the VM.
                 ending = error if self._story.was_stopped else cancelled_first(error)
-                if self._pause.ran_out(ending) and self._story.snapshot_is_gone:
-                    if workflow.cancellation_reason() is not None:
-                        return asyncio.CancelledError()
-                    # Not one of the tries: nothing is wrong with the VM.
-                    self._story.begin_anew(ending)
-                    continue
-                tries_left -= 1
-                if not tries_left or not self._story.may_begin_anew(ending):
-                    return ending
-                if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
-                    return ending
+                # A pause is none of the tries: nothing is wrong with the VM.
+                if not (self._pause.ran_out(ending) and self._story.snapshot_is_gone):
+                    tries_left -= 1
+                    if not tries_left or not self._story.may_begin_anew(ending):
+                        return ending
+                    if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
+                        return ending
                 self._story.begin_anew(ending)
+                await self._unfinished.leave(self._vm)
+                if workflow.cancellation_reason() is not None:
+                    return asyncio.CancelledError()
             else:
                 return None
 
@@ -258,6 +261,7 @@ class BackupVm:
                 summary="Step 10 · open the backup",
                 policy=policies.MEDIA_AGENT,
             )
+        self._unfinished.opened(session)
         self._stop_if_cancelled()
         return session
 
@@ -329,6 +333,7 @@ class BackupVm:
                 policy=policies.MEDIA_AGENT,
             )
         self._story.sealed(sealed)
+        self._unfinished.committed()
         return sealed
 
     async def _index(

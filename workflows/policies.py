@@ -251,6 +251,15 @@ UPKEEP_PART = StepPolicy(
     retry=_PATIENT,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
+# What an unfinished backup has stored: worth waiting a while for a slot beside prunes and verifications, which may hold
+# it for hours, and an hour of reading back; what is listed by then counts. It is never worth more than the next backup.
+LEAVE = StepPolicy(
+    schedule_to_start=timedelta(minutes=10),
+    start_to_close=timedelta(hours=1),
+    schedule_to_close=timedelta(hours=2),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
+)
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,

@@ -110,7 +110,7 @@ class VmRunner:
         state = self._ledger.state
         self.not_started = self._ledger.forget_waiting()
         deadline = workflow.time() + policies.CHILDREN_STOP_WITHIN.total_seconds()
-        await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+        await self._cancel_all()
         while state.running and workflow.time() < deadline:
             try:
                 await workflow.wait_condition(
@@ -119,11 +119,15 @@ class VmRunner:
             except TimeoutError:
                 # A child that had only been asked for when the first cancel came did not exist yet.
                 await self._reconcile_children()
-                await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+                await self._cancel_all()
             await self.take_mail()
         for child in list(state.running.values()):
             reason = f"cancelled, but workflow {child.child_id} has not ended yet: look at it"
             self._ledger.ended(child.child_id, report_of(child, VmStatus.CANCELLED, reason), None)
+
+    async def _cancel_all(self) -> None:
+        keep, running = self._mailbox.keep, list(self._ledger.state.running.values())
+        await asyncio.gather(*(_cancel(child.model_copy(update={"keep": keep})) for child in running))
 
     async def _start(self, gift: Gift) -> None:
         info, vm = workflow.info(), gift.vm
@@ -351,8 +355,11 @@ class VmRunner:
 
 
 async def _cancel(child: ChildRef) -> None:
+    handle = workflow.get_external_workflow_handle(child.child_id)
     try:
-        await workflow.get_external_workflow_handle(child.child_id).cancel()
+        if not child.keep and workflow.patched("a-cancel-may-forget"):
+            await handle.signal("cancel", {"keep": False})
+        await handle.cancel()
     except (FailureError, ActivityError) as error:
         # It has just ended: its report is on the way, or the reconciliation will see it.
         workflow.logger.info("%s cannot be cancelled: %s", child.child_id, error)

@@ -21,6 +21,8 @@ class CancelVmRequest(Request):
     """What a person gives to the signal `cancel_vm`: the VM's name or its VC.GUID."""
 
     vm: str = Field(min_length=1, max_length=300)
+    keep: bool = Field(default=True, strict=True)
+    """What was stored of it serves later backups; else it is given up."""
 
 
 class JobStatus(StrEnum):
@@ -251,6 +253,8 @@ class ChildRef(Message):
     capacity_bytes: int = 0
     given_by: str = "plan"
     started_at: datetime
+    keep: bool = True
+    """When it is cancelled: see CancelVmRequest."""
 
 
 class ReconcileInput(Message):

@@ -40,7 +40,7 @@ ACTIVITIES = {
     Transport: ["check_transport", "download_files"],
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],
-    MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
+    MediaAgentIndexing: ["leave_unfinished", "open_backup", "seal_backup", "write_index"],
     UpkeepPrune: ["collect_garbage", "forget_backups", "purge_forgotten"],
     RestoreDesk: ["open_disk_restore", "open_restore"],
     Restores: [

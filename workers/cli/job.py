@@ -186,12 +186,19 @@ def cancel(
     workflow_id: WorkflowId,
     vm: Annotated[str | None, typer.Option(help="Cancel only this VM: its name or VC.GUID.")] = None,
     *,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Give up what is stored of unfinished backups.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Cancel a job, or one of its VMs; snapshots are removed first. Example: `safehaul job cancel nightly-1`."""
+    """Cancel a job, or one of its VMs; snapshots are removed first. Example: `safehaul job cancel nightly-1`.
+
+    What an unfinished backup has stored serves the next one, unless you say `--forget`.
+    """
 
     async def ask() -> str:
-        return await job_calls.cancel_job(await connect(of(context).settings()), workflow_id, vm)
+        client = await connect(of(context).settings())
+        return await job_calls.cancel_job(client, workflow_id, vm, keep=not forget)
 
     answer = run(ask())
     if as_json:

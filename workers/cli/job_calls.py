@@ -98,11 +98,14 @@ async def standing(client: Client, workflow_id: str) -> Standing:
     return Standing(workflow_id, status.name, progress=progress)
 
 
-async def cancel_job(client: Client, workflow_id: str, vm: str | None) -> str:
-    """Cancel a job, or one of its VMs; what the job answers. Raises ConnectionLostError, WorkflowUpdateFailedError."""
+async def cancel_job(client: Client, workflow_id: str, vm: str | None, *, keep: bool = True) -> str:
+    """Cancel a job, or one of its VMs; what the job answers. Without `keep` what was stored unfinished is given up.
+
+    Raises ConnectionLostError, WorkflowUpdateFailedError.
+    """
     if vm is None:
-        return await _ask(client, workflow_id, "request_cancel", "cancel")
-    return await _ask(client, workflow_id, "request_cancel_vm", "cancel", {"vm": vm})
+        return await _ask(client, workflow_id, "request_cancel", "cancel", {"keep": keep})
+    return await _ask(client, workflow_id, "request_cancel_vm", "cancel", {"vm": vm, "keep": keep})
 
 
 async def pause_job(client: Client, workflow_id: str) -> str:

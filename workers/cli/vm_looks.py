@@ -44,6 +44,7 @@ DOING = {
     "remove_snapshot": (13, "removing the snapshot", "vCenter"),
     "mark_completed": (14, "marking it completed", "access node"),
     "write_index": (14, "writing the index", "MediaAgent"),
+    "leave_unfinished": (15, "keeping what was stored", "MediaAgent"),
     "ask_for_vm": (15, "asking for another VM", "access node"),
 }
 BESIDE = {"watch_snapshot"}

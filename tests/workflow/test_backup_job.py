@@ -198,6 +198,7 @@ async def test_a_node_that_is_busy_with_another_job_is_waited_for(
 async def test_bad_input_fails_at_once_and_names_the_field(
     client: Client, job_id: str, args: list[Any], says: str
 ) -> None:
+    """Trap: where `run` takes a model, or one input alone, such an input is tried again for ever."""
     async with running(client, World(vm_count=0)):
         with pytest.raises(WorkflowFailureError) as ended:
             await asyncio.wait_for((await start(client, job_id, *args)).result(), 10)
@@ -210,6 +211,7 @@ async def test_bad_input_fails_at_once_and_names_the_field(
 async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist(
     client: Client, job_id: str
 ) -> None:
+    """Trap: without the catch-all a mistyped type is tried again for ever."""
     async with running(client, World(vm_count=0)):
         handle = await client.start_workflow("BackupJobb", id=job_id, task_queue="commserve")
         with pytest.raises(WorkflowFailureError) as ended:
@@ -218,6 +220,7 @@ async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist
 
 
 async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Client, job_id: str) -> None:
+    """Traps: a badly typed signal is dropped, a handler that raises fails the task for ever, an unknown one is ignored."""
     world = World(vm_count=1)
     world.hooks["transfer_disk"] = lambda _arg: time.sleep(2)
     async with running(client, world):

@@ -348,11 +348,11 @@ async def _paused(client: Client, name: str, hold_s: float, *, forget: bool = Fa
     async with running(client, world):
         handle = await _job(client, name, REQUEST)
         await _until(lambda: world.calls["transfer_disk"] > 0)
+        child = (await _children(client, name))[0]
         await handle.signal("pause")
         await asyncio.sleep(1.0)
         await (handle.signal("cancel", {"keep": False}) if forget else handle.signal("resume"))
         await _ended(handle)
-        child = (await _children(client, name))[0]
         await _ended(client.get_workflow_handle(child))
     await _save(client, name, f"backup-job-{name}")
     await _save(client, child, f"backup-vm-{name}")

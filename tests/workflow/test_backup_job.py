@@ -15,6 +15,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
+from tests.workflow.test_snapshot_guard import only_child, status_at_the_end
 from tests.workflow.world import World, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
@@ -92,26 +93,12 @@ async def _cancel_during(step: str, client: Client, job_id: str) -> World:
         await handle.signal("cancel")
         with pytest.raises(WorkflowFailureError) as ended:
             await handle.result()
-        child = await _only_child(client, job_id)
+        status = await status_at_the_end(await only_child(client, job_id))
     assert isinstance(ended.value.cause, CancelledError)
-    assert child.status is WorkflowExecutionStatus.CANCELED
+    assert status is WorkflowExecutionStatus.CANCELED
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 1
     assert not world.snapshots
     return world
-
-
-async def _only_child(client: Client, job_id: str) -> Any:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        found = [
-            item
-            async for item in client.list_workflows("WorkflowType = 'BackupVm'")
-            if item.id.startswith(job_id)
-        ]
-        if found:
-            return await client.get_workflow_handle(found[0].id).describe()
-        await asyncio.sleep(0.1)
-    raise AssertionError("the job has no child")
 
 
 async def test_cancel_vm_cancels_that_vm_alone(client: Client, job_id: str) -> None:
@@ -157,10 +144,10 @@ async def test_a_snapshot_is_not_held_longer_than_its_limit_whatever_the_vm_wait
         handle = await start(client, job_id, REQUEST)
         with pytest.raises(WorkflowFailureError) as ended:
             await handle.result()
-        child = await _only_child(client, job_id)
+        status = await status_at_the_end(await only_child(client, job_id))
     assert isinstance(ended.value.cause, ApplicationError)
     report = JobReport.model_validate(ended.value.cause.details[0])
-    assert child.status is WorkflowExecutionStatus.FAILED
+    assert status is WorkflowExecutionStatus.FAILED
     assert str(report.vms[0].status) == "Failed"
     assert "held for 2 s, which is max_hold_s" in report.vms[0].reason
     assert not world.snapshots
@@ -258,8 +245,7 @@ async def test_a_terminated_child_is_failed_and_its_snapshot_removed(client: Cli
     async with running(client, world):
         handle = await start(client, job_id, REQUEST)
         await until(lambda: world.calls["transfer_disk"])
-        child = await _only_child(client, job_id)
-        await client.get_workflow_handle(child.id).terminate("killed by the test")
+        await (await only_child(client, job_id)).terminate("killed by the test")
         with pytest.raises(WorkflowFailureError) as ended:
             await handle.result()
         await until(lambda: not world.snapshots)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from lab.temporal import TemporalServer
@@ -18,7 +18,7 @@ from safehaul.messages.progress import JobProgress
 from safehaul.messages.vm import VmOptions, VmProgressDetail
 from tests.workflow.conftest import running
 from tests.workflow.test_long_job import EVENTS, impatient, next_run, run_of, started
-from tests.workflow.test_snapshot_guard import only_child, report_of, start, until
+from tests.workflow.test_snapshot_guard import only_child, report_of, start, status_at_the_end, until
 from tests.workflow.world import World, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
@@ -233,7 +233,7 @@ async def test_a_cancel_ends_a_paused_vm_at_once(
             vm = await report_of(job)
             assert (vm.status, vm.reason) == ("Cancelled", "cancelled")
         assert time.monotonic() - begun < 5
-        assert (await child.describe()).status.name == "CANCELED"  # type: ignore[union-attr] # it has one: it has ended
+        assert await status_at_the_end(child) is WorkflowExecutionStatus.CANCELED
     assert world.calls["create_snapshot"] == 1
     assert not world.snapshots
 

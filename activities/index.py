@@ -122,7 +122,9 @@ class MediaAgentIndexing:
         if arg.keep:
             left = unfinished.list_unfinished(session, heartbeat=beat)
         else:
-            left = unfinished.give_up(session, "its backup was cancelled, and what it had stored was not to be kept")
+            left = unfinished.give_up(
+                session, "its backup was cancelled, and what it had stored was not to be kept"
+            )
         return LeftUnfinished(packs=left.packs, packs_listed=left.listed)
 
     @step("write_index")

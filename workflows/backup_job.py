@@ -226,9 +226,8 @@ class BackupJob:
         """As the signal, with an answer."""
         self.pause()
         count = len(self._ledger.state.running)
-        return (
-            f"job {workflow.info().workflow_id} is paused: no further VM is given out, {count} running VMs stop reading"
-        )
+        name = workflow.info().workflow_id
+        return f"job {name} is paused: no further VM is given out, {count} running VMs stop reading"
 
     @request_pause.validator
     def _check_pause(self) -> None:

@@ -130,7 +130,9 @@ class BackupVm:
                     tries_left -= 1
                     if not tries_left or not self._story.may_begin_anew(ending):
                         return ending
-                    if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
+                    if workflow.cancellation_reason() is not None or not workflow.patched(
+                        "vm-moved-try-anew"
+                    ):
                         return ending
                 self._story.begin_anew(ending)
                 await self._unfinished.leave(self._vm)

@@ -73,9 +73,7 @@ class VmPause:
             if self.since is None:
                 return found
 
-    async def through(
-        self, steps: Callable[[], Coroutine[Any, Any, ResultT]], options: VmOptions
-    ) -> ResultT:
+    async def through(self, steps: Callable[[], Coroutine[Any, Any, ResultT]], options: VmOptions) -> ResultT:
         """Run the steps to their end; a pause cuts them off, and they are run again when it is over.
 
         Raises ApplicationError of type PausedTooLong when the snapshot is not to be held any longer for the pause, and

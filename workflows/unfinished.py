@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 
 
 def keeps(raw: tuple[Any, ...]) -> bool:
-    """Whether what was stored is kept, by what came with a signal or an update `cancel`: unless it says `keep: false`."""
+    """Whether what was stored is kept, by what came with a signal or an update `cancel`: unless it says not to."""
     return not (len(raw) == 1 and isinstance(raw[0], dict) and raw[0].get("keep") is False)
 
 
@@ -50,4 +50,6 @@ class Unfinished:
                 policy=policies.LEAVE,
             )
         except ActivityError as error:
-            workflow.logger.warning("what %s has stored is of no use to later backups: %s", vm.name, error.cause)
+            workflow.logger.warning(
+                "what %s has stored is of no use to later backups: %s", vm.name, error.cause
+            )

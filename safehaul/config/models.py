@@ -273,8 +273,8 @@ class VmGroup(Section):
     max_hold_s: float = Field(default=MAX_HOLD_S, gt=0, le=7 * 86400)
     """The longest that a snapshot is held; then it is removed, and the VM fails."""
     pause_hold_s: float = Field(default=PAUSE_HOLD_S, ge=0, le=86400)
-    """The longest that a VM holds its snapshot while it is paused; then it is removed, and the VM begins anew when it is
-    resumed. Never beyond `max_hold_s`. At most a day: a session on which nothing is written for two is ended."""
+    """The longest that a VM holds its snapshot while it is paused; then it is removed, and the VM begins anew when it
+    is resumed. Never beyond `max_hold_s`. At most a day: a session on which nothing is written for two is ended."""
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
     """A snapshot's removal that takes longer goes on beside the job, without limit; the VM's stream is free
     again."""

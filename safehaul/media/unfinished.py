@@ -1,8 +1,8 @@
 """What becomes of a session whose backup will not be finished: later backups find what it stored, or it is given up.
 
-`idx/` names a pack when its backup is committed. What a cancelled or failed backup stored is in no list, and the VM's next
-backup would store it again: so its packs are read back, as before a commit, and listed. The list is a hint as any other;
-a collection ends the session after a while, and frees what no backup has come to need.
+`idx/` names a pack when its backup is committed. What a cancelled or failed backup stored is in no list, and the VM's
+next backup would store it again: so its packs are read back, as before a commit, and listed. The list is a hint as any
+other; a collection ends the session after a while, and frees what no backup has come to need.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ ENDS = {
 }
 
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
 @dataclass
 class Run:
     """One activity of a history: the numbers of its events, and its times."""
@@ -43,7 +46,7 @@ class Past:
     """Number of the event by which the server told the workflow of its cancel; 0: never."""
     status: str = "RUNNING"
     first_run_id: str = ""
-    begun_at: datetime = datetime.fromtimestamp(0, UTC)
+    begun_at: datetime = EPOCH
     ended_at: datetime | None = None
 
     @property

@@ -1,7 +1,7 @@
-"""A cancel at each step of a VM and of a job, in the five ways that there are, before the step begins and after it is done.
+"""A cancel at each step of a VM and of a job, in the five ways, before the step begins and after it is done.
 
-The steps are those of a clean run's history. In one job each VM is held at a step of its own; nothing is left of any, no
-foreign snapshot is touched, and each is Cancelled, unless its index was being written when the cancel came.
+The steps are those of a clean run's history. In one job each VM is held at a step of its own; nothing is left of any,
+no foreign snapshot is touched, and each is Cancelled, unless its index was being written when the cancel came.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ async def children_of(job: WorkflowHandle[object, object], names: set[str]) -> d
 
 async def told_of_their_cancel(client: Client, ids: list[str]) -> None:
     deadline = time.monotonic() + 30
-    while not all((await past_of(client, child)).cancel_asked for child in ids):
-        assert time.monotonic() < deadline, "a VM is not told of its cancel"
-        await asyncio.sleep(0.2)
+    for child in ids:
+        while not (await past_of(client, child)).cancel_asked:
+            assert time.monotonic() < deadline, "a VM is not told of its cancel"
+            await asyncio.sleep(0.2)
 
 
 async def ended(client: Client, workflow_id: str) -> Past:

@@ -1,7 +1,7 @@
 """From a cancel to the removal of the snapshot: five seconds at most in 99 of 100, while every stream is busy.
 
-Cancels come at random moments, in the five ways that there are. `make cancels CANCELS=300` measures as many as the figure
-is claimed for; SEED repeats a run's moments. Nothing is left behind by any, each ends as Cancelled unless it came too
+Cancels come at random moments, in the five ways that there are. `make cancels CANCELS=300` measures as many as the
+figure is claimed for; SEED repeats a run's moments. Nothing is left behind by any, each ends as Cancelled unless it came too
 late, and what had been read is kept.
 """
 
@@ -66,7 +66,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it. `seconds`: until the removal's task was in vCenter; None: there was nothing to remove (any more)."""
+    """What came of it. `seconds`: until the removal's task was in vCenter; None: it counts apart."""
 
     way: str
     step: str
@@ -124,7 +124,7 @@ async def one_job(client: Client, rng: random.Random, name: str) -> list[Asked]:
     """A job of which some VMs are cancelled, one after the other, then all that is left; ended when it returns."""
     job = await client.start_workflow("BackupJob", {"vm_group": VM_GROUP}, id=name, task_queue="commserve")
     asked: dict[str, Asked] = {}
-    while len((await progress_of(job)).running) < STREAMS:
+    while len((await progress_of(job)).running) < STREAMS:  # noqa: ASYNC110 - another process fills them
         await asyncio.sleep(0.1)
     for _ in range(4):
         await asyncio.sleep(rng.uniform(0, LONGEST_WAIT_S))

@@ -1,4 +1,4 @@
-"""A job that is paused in a real data centre: what was read is not read again, and no snapshot outlasts the pause's limit."""
+"""A job that is paused: what was read is not read again, and no snapshot outlasts the pause's limit."""
 
 from __future__ import annotations
 
@@ -47,8 +47,12 @@ def lab() -> Iterator[DataCentre]:
 def _group(**options: Any) -> dict[str, Any]:
     rules = [{"name": "one"}, {"name": "two"}]
     return {
-        **{"vcenter": "lab", "media_agent": MEDIA_AGENT, "rules": rules, "order": "listed"},
-        **{"min_free_bytes": "1 MiB", **options},
+        "vcenter": "lab",
+        "media_agent": MEDIA_AGENT,
+        "rules": rules,
+        "order": "listed",
+        "min_free_bytes": "1 MiB",
+        **options,
     }
 
 

@@ -1,4 +1,4 @@
-"""`temporal workflow terminate` and `reset`, of a VM and of its job, at every step: no snapshot stays, no status lies."""
+"""Terminate and reset, of a VM and of its job, at every step: no snapshot stays, no status lies."""
 
 from __future__ import annotations
 

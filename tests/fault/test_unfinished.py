@@ -1,4 +1,4 @@
-"""What a cancelled VM has stored serves the next backup, or is given up when the cancel says so (`leave_unfinished`)."""
+"""What a cancelled VM has stored serves the next backup, or is given up as the cancel says (`leave_unfinished`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from lab.site import DiskSpec
 from safehaul.config.loader import load
 from safehaul.media.outcome import read_outcome
 from safehaul.media.session_survey import list_sessions
-from tests.e2e.site import data_centre, differences, restored_images, run_job, start_job, status, until, vm_of, wait_end
+from tests.e2e.site import (
+    data_centre,
+    differences,
+    restored_images,
+    run_job,
+    start_job,
+    status,
+    until,
+    vm_of,
+    wait_end,
+)
 from tests.e2e.test_cancel import small_site
 
 pytestmark = pytest.mark.slow
@@ -26,8 +36,10 @@ MIDDLE = 24 * MIB
 @pytest.fixture
 def lab() -> Iterator[DataCentre]:
     """One VM with a disk of noise, which is held in the middle."""
-    one = small_site().vms[0].model_copy(
-        update={"disks": [DiskSpec(size_bytes=32 * MIB, content="random")], "guest_rate": 0}
+    one = (
+        small_site()
+        .vms[0]
+        .model_copy(update={"disks": [DiskSpec(size_bytes=32 * MIB, content="random")], "guest_rate": 0})
     )
     site = small_site().model_copy(update={"vms": [one]})
     with data_centre(site, nodes=("node-1",), streams=1, gate=True) as started:

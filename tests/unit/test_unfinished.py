@@ -81,9 +81,7 @@ def test_a_pack_that_does_not_read_back_is_not_listed(tmp_path: Path) -> None:
     assert restore(repository, back_up(repository, "next", IMAGE, "20260102T000000Z")) == IMAGE
 
 
-def test_who_is_stopped_has_listed_what_came_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_stopped_has_listed_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safehaul.media.unfinished._PACKS_AT_ONCE", 2)
     session = new_session(new_repository(tmp_path), "cancelled")
     write_disk(session, IMAGE)

@@ -207,7 +207,7 @@ async def test_an_unknown_workflow_type_fails_at_once_and_lists_those_that_exist
 
 
 async def test_wrong_and_unknown_signals_are_shown_and_harm_nothing(client: Client, job_id: str) -> None:
-    """Traps: a badly typed signal is dropped, a handler that raises fails the task for ever, an unknown one is ignored."""
+    """Traps: a badly typed signal is dropped, a handler that raises fails its task for ever, an unknown one is lost."""
     world = World(vm_count=1)
     world.hooks["transfer_disk"] = lambda _arg: time.sleep(2)
     async with running(client, world):

@@ -1,4 +1,4 @@
-"""The trap of search attributes that are not registered: each workflow task fails for ever. The CommServe looks first."""
+"""The trap of search attributes that are not registered: tasks fail for ever. The CommServe looks first."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ async def test_without_them_a_job_hangs_and_with_them_it_completes(elsewhere: Cl
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(job.result(), 5)
         history = await job.fetch_history()
-        assert not any(
-            event.HasField("activity_task_scheduled_event_attributes") for event in history.events
-        )
+        assert not any(event.HasField("activity_task_scheduled_event_attributes") for event in history.events)
         await ensure_search_attributes(elsewhere)
         assert set(await _registered(elsewhere)) >= NAMES
         report = JobReport.model_validate(await asyncio.wait_for(job.result(), 60))

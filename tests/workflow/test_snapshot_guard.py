@@ -204,7 +204,7 @@ async def test_a_step_that_failed_before_the_cancel_came_leaves_the_vm_failed(
 async def test_a_workflow_id_that_is_used_again_never_means_the_same_snapshot(
     client: Client, job_id: str
 ) -> None:
-    """Trap: last night's snapshot, leaked, must not be adopted as tonight's: its name holds the first run, not the id."""
+    """Trap: last night's snapshot, leaked, must not be adopted as tonight's: its name holds the first run."""
     world = World(vm_count=1)
     names: list[str] = []
     world.hooks["create_snapshot"] = lambda arg: names.append(arg.plan.name)

@@ -75,7 +75,9 @@ async def test_a_vm_that_failed_keeps_it_and_one_for_which_that_fails_is_none_th
     assert (vm.status, vm.reason) == ("Failed", "step 12: an object is damaged")
 
 
-@pytest.mark.parametrize("given", [(), (None,), ("x",), ({"keep": "no"},), ({"keep": 0},), ({}, {"keep": False})])
+@pytest.mark.parametrize(
+    "given", [(), (None,), ("x",), ({"keep": "no"},), ({"keep": 0},), ({}, {"keep": False})]
+)
 def test_only_a_plain_no_gives_it_up(given: tuple[Any, ...]) -> None:
     assert keeps(given)
     assert not keeps(({"keep": False},))

@@ -2,7 +2,7 @@
 
 Every step is the real one. Where a file `STEP.PHASE.KEY` stands in the directory the step waits until the file is gone,
 and says so by a file `….held`: `before` it does anything, or `after` it is done and before its worker answers. KEY is
-the end of the workflow's id: of a VM's its instanceUuid, else the whole. A held step heartbeats, and looks at no cancel.
+the end of the workflow's id: of a VM's its instanceUuid, else the whole. A held step heartbeats, but heeds no cancel.
 """
 
 from __future__ import annotations

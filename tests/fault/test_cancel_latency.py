@@ -1,8 +1,8 @@
 """From a cancel to the removal of the snapshot: five seconds at most in 99 of 100, while every stream is busy.
 
 Cancels come at random moments, in the five ways that there are. `make cancels CANCELS=300` measures as many as the
-figure is claimed for; SEED repeats a run's moments. Nothing is left behind by any, each ends as Cancelled unless it came too
-late, and what had been read is kept.
+figure is claimed for; SEED repeats a run's moments. Nothing is left behind by any, each ends as Cancelled unless it
+came too late, and what had been read is kept.
 """
 
 from __future__ import annotations

@@ -34,10 +34,11 @@ HOLD_S = 3
 
 @pytest.fixture
 def lab() -> Iterator[DataCentre]:
-    """Two VMs and one stream; the first one's disk, which its guest writes to, is held in the middle."""
+    """Two VMs and one stream; the first one's disk, which nobody writes to, is held in the middle."""
     one, two = small_site().vms
+    disk = DiskSpec(size_bytes=48 * MIB, content="random")
     site = small_site().model_copy(
-        update={"vms": [one.model_copy(update={"disks": [DiskSpec(size_bytes=48 * MIB)]}), two]}
+        update={"vms": [one.model_copy(update={"disks": [disk], "guest_rate": 0}), two]}
     )
     with data_centre(site, nodes=("node-1",), streams=1, gate=True) as started:
         started.start_workers()

@@ -132,8 +132,8 @@ class VmRunner:
     async def _start(self, gift: Gift) -> None:
         info, vm = workflow.info(), gift.vm
         settings = self._settings
-        # Run ids begin with their time: for a minute all have the same first digits, and a job whose workflow id is used
-        # again so soon would take its predecessor's VMs for its own.
+        # Run ids begin with their time: for a minute all have the same first digits, and a job whose workflow id is
+        # used again so soon would take its predecessor's VMs for its own.
         mark = self._job_id[-12:] if workflow.patched("child-ids-end-in-chance") else self._job_id[:8]
         child_id = f"{info.workflow_id}/{mark}/{vm.vc_guid}"
         child = ChildRef(

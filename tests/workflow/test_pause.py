@@ -67,8 +67,19 @@ async def shows(handle: WorkflowHandle[Any, Any], text: str) -> None:
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("body", [stops, ignores])
-@pytest.mark.parametrize("step", ["check_transport", "open_backup", "transfer_disk"])
+@pytest.mark.parametrize(
+    ("step", "body"),
+    [
+        ("transfer_disk", ignores),
+        *(
+            pytest.param(step, body, marks=pytest.mark.slow)
+            for step, body in [
+                *(("check_transport", stops), ("check_transport", ignores), ("open_backup", stops)),
+                *(("open_backup", ignores), ("transfer_disk", stops)),
+            ]
+        ),
+    ],
+)
 async def test_a_paused_vm_goes_on_in_its_session_under_the_same_snapshot(
     client: Client, job_id: str, step: str, body: Callable[[Any], None]
 ) -> None:
@@ -109,7 +120,7 @@ async def test_a_paused_vm_goes_on_in_its_session_under_the_same_snapshot(
     assert not world.snapshots
 
 
-@pytest.mark.parametrize("options", [AT_ONCE, SOON])
+@pytest.mark.parametrize("options", [pytest.param(AT_ONCE, marks=pytest.mark.slow), SOON])
 async def test_a_pause_that_lasts_costs_the_snapshot_and_the_vm_begins_anew(
     client: Client, job_id: str, options: VmOptions
 ) -> None:
@@ -136,6 +147,7 @@ async def test_a_pause_that_lasts_costs_the_snapshot_and_the_vm_begins_anew(
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_max_hold_ends_a_pause_first_and_does_not_fail_the_vm(client: Client, job_id: str) -> None:
     world = World(vm_count=1)
     world.options = VmOptions(max_hold_s=3, removal_handover_s=20)
@@ -152,6 +164,7 @@ async def test_max_hold_ends_a_pause_first_and_does_not_fail_the_vm(client: Clie
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_pause_before_the_snapshot_makes_none_and_looks_again_afterwards(
     client: Client, job_id: str
 ) -> None:
@@ -170,6 +183,7 @@ async def test_a_pause_before_the_snapshot_makes_none_and_looks_again_afterwards
     assert world.calls["inspect_vm"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["seal_backup", "remove_snapshot", "write_index"])
 async def test_what_completes_a_backup_is_not_paused(client: Client, job_id: str, step: str) -> None:
     world = World(vm_count=2, streams=1)
@@ -189,6 +203,7 @@ async def test_what_completes_a_backup_is_not_paused(client: Client, job_id: str
     assert world.calls["create_snapshot"] == 2
 
 
+@pytest.mark.slow
 async def test_a_job_that_is_paused_before_it_has_a_plan_plans_and_gives_nothing_out(
     client: Client, job_id: str
 ) -> None:
@@ -207,6 +222,7 @@ async def test_a_job_that_is_paused_before_it_has_a_plan_plans_and_gives_nothing
     assert report.totals.completed == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [VmOptions(removal_handover_s=20), AT_ONCE])
 @pytest.mark.parametrize("how", ["job", "vm"])
 async def test_a_cancel_ends_a_paused_vm_at_once(
@@ -238,6 +254,7 @@ async def test_a_cancel_ends_a_paused_vm_at_once(
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_datastore_that_fills_up_meanwhile_costs_a_paused_vm_its_snapshot(
     client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +280,7 @@ async def test_a_datastore_that_fills_up_meanwhile_costs_a_paused_vm_its_snapsho
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_failure_that_comes_with_the_pause_is_not_hidden_by_it(client: Client, job_id: str) -> None:
     """The step was told to stop, and ends with an error that would come again."""
 
@@ -281,6 +299,7 @@ async def test_a_failure_that_comes_with_the_pause_is_not_hidden_by_it(client: C
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_try_that_fails_while_it_stops_is_done_again_after_the_pause(
     client: Client, job_id: str
 ) -> None:
@@ -302,6 +321,7 @@ async def test_a_try_that_fails_while_it_stops_is_done_again_after_the_pause(
     assert world.calls["create_snapshot"] == 1
 
 
+@pytest.mark.slow
 async def test_quick_words_one_after_the_other_leave_what_the_last_one_says(
     client: Client, job_id: str
 ) -> None:
@@ -321,6 +341,7 @@ async def test_quick_words_one_after_the_other_leave_what_the_last_one_says(
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 2
 
 
+@pytest.mark.slow
 async def test_a_job_that_is_cancelled_cannot_be_paused_and_says_so(client: Client, job_id: str) -> None:
     world = World(vm_count=1)
     world.hooks["remove_snapshot"] = lambda _arg: time.sleep(1.0)
@@ -338,6 +359,7 @@ async def test_a_job_that_is_cancelled_cannot_be_paused_and_says_so(client: Clie
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_pause_goes_along_into_the_jobs_next_run(impatient: TemporalServer, job_id: str) -> None:
     world = World(vm_count=3, streams=1)
     first_call(world, "transfer_disk", stops)

@@ -157,7 +157,7 @@ async def test_a_cancel_sent_to_the_vm_itself_cancels_it_and_other_signals_are_s
     assert not world.snapshots
 
 
-@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("final", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_step_that_fails_when_it_is_to_stop_ends_the_vm_as_cancelled(
     client: Client, job_id: str, *, final: bool
 ) -> None:
@@ -181,6 +181,7 @@ async def test_a_step_that_fails_when_it_is_to_stop_ends_the_vm_as_cancelled(
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_step_that_failed_before_the_cancel_came_leaves_the_vm_failed(
     client: Client, job_id: str
 ) -> None:

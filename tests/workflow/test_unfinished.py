@@ -41,6 +41,7 @@ async def test_the_cancel_of_a_job_says_what_becomes_of_it(
     assert not world.snapshots
 
 
+@pytest.mark.slow
 async def test_the_cancel_of_one_vm_says_so_for_it_alone(client: Client, job_id: str) -> None:
     world = World(vm_count=3, streams=3)
     told = noting(world)
@@ -59,6 +60,7 @@ async def test_the_cancel_of_one_vm_says_so_for_it_alone(client: Client, job_id:
     assert sorted(str(vm.status) for vm in report.vms) == ["Cancelled", "Cancelled", "Completed"]
 
 
+@pytest.mark.slow
 async def test_a_vm_that_failed_keeps_it_and_one_for_which_that_fails_is_none_the_worse(
     client: Client, job_id: str
 ) -> None:

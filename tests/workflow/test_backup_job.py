@@ -94,6 +94,8 @@ async def _cancel_during(step: str, client: Client, job_id: str) -> World:
         with pytest.raises(WorkflowFailureError) as ended:
             await handle.result()
         status = await status_at_the_end(await only_child(client, job_id))
+        # Now, and not when its worker has come to an end: a removal that runs on is trap 3.
+        assert not world.snapshots
     assert isinstance(ended.value.cause, CancelledError)
     assert status is WorkflowExecutionStatus.CANCELED
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 1

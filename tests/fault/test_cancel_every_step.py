@@ -25,6 +25,8 @@ from tests.fault.test_cancel_latency import OF_ONE_VM, OF_THE_JOB, came_too_late
 from workers.converter import DATA_CONVERTER
 
 pytestmark = pytest.mark.slow
+NEVER = 1 << 30
+"""Number of an event that did not happen."""
 
 
 @dataclass
@@ -146,7 +148,7 @@ async def test_a_cancel_at_any_step_of_the_job(held: Held, way: str) -> None:
         finally:
             held.holds.release()
             past = await ended(client, name)
-        reporting = min(past.scheduled("write_reports") or 1 << 30, past.scheduled("close_job"))
+        reporting = min(past.scheduled(step) or NEVER for step in ("write_reports", "close_job"))
         found[step] = past.status
         assert past.status == ("COMPLETED" if past.cancel_asked > reporting else "CANCELED"), step
         assert witness.problems() == [], step

@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all bench check format venv lock clean
+.PHONY: help demo test test-all cancels bench check format venv lock clean
 
 help: ## Show what can be done here
 	@echo 'safehaul: backs up VMware VMs on NFS datastores straight from the filer.'
@@ -37,6 +37,9 @@ test: venv ## Run the unit, property, workflow, replay and contract tests and th
 
 test-all: venv ## Run every test, also the slow ones and those that kill, cut and fill
 	@$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+cancels: venv ## Measure how soon a cancel is followed by the snapshot's removal (CANCELS=300 SEED=1: as many, from that seed)
+	@$(if $(CANCELS),CANCELS=$(CANCELS)) $(if $(SEED),SEED=$(SEED)) $(BIN)/python -m pytest tests/fault/test_cancel_latency.py $(PYTEST_ARGS)
 
 bench: venv ## Measure beside restic, borg and zstd (minutes; FULL=1: an hour, writes docs/performance.md)
 	@$(BIN)/python -m tests.bench $(if $(FULL),--full) $(BENCH_ARGS)

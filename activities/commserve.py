@@ -71,6 +71,7 @@ class CommServe:
                     pending_snapshot=group.pending_snapshot,
                     min_free_bytes=group.min_free_bytes,
                     max_hold_s=group.max_hold_s,
+                    pause_hold_s=group.pause_hold_s,
                     disks=group.disk_selection,
                     removal_handover_s=group.removal_handover_after_s,
                     node_dead_after_s=group.node_dead_after_s,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from activities.beat import keep_alive
+from activities.beat import beat, keep_alive
 from activities.disks import check_same
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
 from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
-from safehaul.media import manifest, seal, sessions
+from safehaul.media import manifest, seal, sessions, unfinished
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
     DiskTransport,
     IndexInput,
     IndexWritten,
+    LeaveInput,
+    LeftUnfinished,
     MarkInput,
     OpenBackupInput,
     SealedBackup,
@@ -60,12 +62,14 @@ class MediaAgentIndexing:
         """Step 12: reads back every pack that the backup wrote, then commits the manifest, put-if-absent.
 
         Keyed by the session: a second run verifies what the first one had not, and returns the same backup.
-        From its end the backup is restorable. Does not stop for a cancel. Heartbeats with bytes read back.
-        Errors: a disk that was not read to its end, or changed while it was read; stored bytes that are damaged.
+        From its end the backup is restorable. A cancel stops the reading back between two packs, since the snapshot is
+        held meanwhile, and never the commit. Heartbeats with the packs read back. Errors: a disk that was not read to
+        its end, or changed while it was read; stored bytes that are damaged.
         """
         session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session.session_id)
         _check_complete(arg, {file.name for record in session.read_files() for file in record.files})
-        verified = seal.verify_session(session, heartbeat=keep_alive)
+        verified = seal.verify_session(session, heartbeat=beat)
+        beat("committing")
         contents = manifest.BackupContents(
             disks=[_description(disk) for disk in arg.transport.readable],
             skipped=[
@@ -105,6 +109,23 @@ class MediaAgentIndexing:
         return SealedBackup(
             backup_id=ref.backup_id, packs_verified=verified.packs, bytes_verified=verified.stored_bytes
         )
+
+    @step("leave_unfinished")
+    def leave_unfinished(self, arg: LeaveInput) -> LeftUnfinished:
+        """After a backup that will not be finished: reads back what it stored and lists it for later backups, or gives
+        it up, as the cancel said.
+
+        Keyed by the session: a second run lists what the first one had not. A cancel stops it between two packs.
+        Heartbeats with the packs read back. Errors: there is no such session, the repository is damaged.
+        """
+        session = sessions.find_session(self._peers.repository(arg.vm.media_agent), arg.session_id)
+        if arg.keep:
+            left = unfinished.list_unfinished(session, heartbeat=beat)
+        else:
+            left = unfinished.give_up(
+                session, "its backup was cancelled, and what it had stored was not to be kept"
+            )
+        return LeftUnfinished(packs=left.packs, packs_listed=left.listed)
 
     @step("write_index")
     def write_index(self, arg: IndexInput) -> IndexWritten:

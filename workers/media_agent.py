@@ -33,7 +33,10 @@ async def serve(settings: Settings, name: str) -> None:
     steps, prune = MediaAgentIndexing(peers), UpkeepPrune(peers)
     verification, copies = RepositoryVerification(peers), BackupCopies(peers)
     queues: dict[str, tuple[list[Callable[..., Any]], int]] = {
-        policies.media_agent_queue(name): ([steps.open_backup, steps.seal_backup, steps.write_index], SLOTS),
+        policies.media_agent_queue(name): (
+            [steps.open_backup, steps.seal_backup, steps.write_index, steps.leave_unfinished],
+            SLOTS,
+        ),
         policies.upkeep_queue(name): (
             [
                 prune.forget_backups,
@@ -44,6 +47,7 @@ async def serve(settings: Settings, name: str) -> None:
                 verification.finish_verification,
                 copies.plan_copy,
                 copies.copy_backup,
+                steps.leave_unfinished,
             ],
             UPKEEP_SLOTS,
         ),

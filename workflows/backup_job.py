@@ -17,6 +17,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
+    from safehaul.errors import InvalidInputError
     from safehaul.messages.job import (
         ChildRef,
         CloseJobInput,
@@ -169,14 +170,26 @@ class BackupJob:
         )
 
     @workflow.signal(name="cancel", description="Cancel the job; its snapshots are removed first")
-    def cancel(self, *_raw: Any) -> None:
-        """Ask for the job's cancel. Whatever comes with the signal is ignored."""
-        self._mailbox.cancel_job()
+    def cancel(self, *raw: Any) -> None:
+        """Ask for the job's cancel. Of what comes with the signal only `keep` counts."""
+        self._mailbox.cancel_job(raw)
 
     @workflow.signal(name="cancel_vm", description='Cancel one VM: {"vm": "its name or VC.GUID"}')
     def cancel_vm(self, *raw: Any) -> None:
         """Ask for the cancel of one VM's backup."""
         self._mailbox.cancel_vm(raw, self._ledger)
+        self._show()
+
+    @workflow.signal(name="pause", description="Give out no VM, and have the running ones stop reading")
+    def pause(self, *_raw: Any) -> None:
+        """Pause the job. Whatever comes with the signal is ignored."""
+        self._mailbox.pause.begin()
+        self._show()
+
+    @workflow.signal(name="resume", description="Go on after a pause")
+    def resume(self, *_raw: Any) -> None:
+        """Go on with the job and all its VMs. Whatever comes with the signal is ignored."""
+        self._mailbox.pause.end()
         self._show()
 
     @workflow.signal(name="vm_finished", description="From BackupVm: a VM has ended")
@@ -192,13 +205,15 @@ class BackupJob:
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
         """A signal that does not exist: shown, never failed on."""
-        self._mailbox.reject(f"signal {name[:80]!r} does not exist; there are: cancel, cancel_vm")
+        self._mailbox.reject(
+            f"signal {name[:80]!r} does not exist; there are: cancel, cancel_vm, pause, resume"
+        )
         self._show()
 
     @workflow.update(name="request_cancel", description="Cancel the job")
-    def request_cancel(self) -> str:
+    def request_cancel(self, raw: Any = None) -> str:
         """As the signal, with an answer."""
-        self._mailbox.cancel_job()
+        self._mailbox.cancel_job((raw,))
         return (
             f"job {workflow.info().workflow_id} is being cancelled; {len(self._ledger.state.running)} VMs run"
         )
@@ -212,6 +227,28 @@ class BackupJob:
     def _check_cancel_vm(self, raw: Any = None) -> None:
         self._mailbox.check_cancel_vm((raw,), self._ledger)
 
+    @workflow.update(name="request_pause", description="Pause the job")
+    def request_pause(self) -> str:
+        """As the signal, with an answer."""
+        self.pause()
+        count = len(self._ledger.state.running)
+        name = workflow.info().workflow_id
+        return f"job {name} is paused: no further VM is given out, {count} running VMs stop reading"
+
+    @request_pause.validator
+    def _check_pause(self) -> None:
+        cancelled = self._mailbox.cancel_asked or workflow.cancellation_reason() is not None
+        if cancelled or self._status is not JobStatus.RUNNING:
+            raise InvalidInputError(
+                f"job {workflow.info().workflow_id} is being cancelled or has ended: it cannot be paused"
+            )
+
+    @workflow.update(name="request_resume", description="Resume the job")
+    def request_resume(self) -> str:
+        """As the signal, with an answer."""
+        self.resume()
+        return f"job {workflow.info().workflow_id} goes on"
+
     @workflow.query(name="progress")
     def progress(self) -> JobProgress:
         """Where the job stands."""
@@ -219,8 +256,9 @@ class BackupJob:
             job_id=self._job_id,
             vm_group=self._request.group_name,
             status=self._status,
-            stage=self._stage,
+            stage=self._stage + self._mailbox.pause.note,
             started_at=self._started_at,
+            paused_since=self._mailbox.pause.since,
             coordinator=self._coordinator.name,
             waiting=self._ledger.waiting,
             running=[
@@ -297,6 +335,8 @@ class BackupJob:
             to_cancel=self._mailbox.to_cancel,
             started_at=self._started_at,
             cancel_asked=self._mailbox.cancel_asked,
+            keep=self._mailbox.keep,
+            paused_since=self._mailbox.pause.since,
             rejected_signals=self._mailbox.rejected,
         )
 
@@ -306,7 +346,7 @@ class BackupJob:
         return (
             info.is_continue_as_new_suggested()
             or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-        ) and not (self._mailbox.cancel_asked or self._mailbox.to_cancel)
+        ) and not (self._mailbox.cancel_asked or self._mailbox.to_cancel or self._mailbox.pause.has_news)
 
     def _finish(self, status: JobStatus) -> None:
         self._status = status

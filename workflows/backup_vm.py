@@ -9,7 +9,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.index import AccessNodeIndexing, MediaAgentIndexing
@@ -19,7 +19,6 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.steps import (
         BackupSession,
         CheckTransportInput,
-        CompletionMark,
         DownloadInput,
         FinishInput,
         HoldInput,
@@ -42,12 +41,14 @@ with workflow.unsafe.imports_passed_through():
     )
     from safehaul.messages.vm import BackupVmInput, VmProgressDetail, VmReport, VmStatus
     from workflows import policies
-    from workflows.cancel_signal import ask_for_cancel
+    from workflows.cancel_signal import ask_for_cancel, cancelled_first
     from workflows.hold import Hold
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
+    from workflows.pause import VmPause
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
+    from workflows.unfinished import Unfinished, keeps
     from workflows.vm_node import VmNode
     from workflows.vm_report import VmStory, nothing_readable
 
@@ -62,8 +63,9 @@ class BackupVm:
         self._story = VmStory()
         self._node = VmNode(self._story)
         self._hold = Hold()
+        self._pause = VmPause(self._story.paused)
+        self._unfinished = Unfinished()
         self._canceller: asyncio.Task[None] | None = None
-        self._unheard_at: datetime | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> VmReport:
@@ -77,6 +79,7 @@ class BackupVm:
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(report.status)])
         # Step 15 — and step 16 begins when the job gives this node another VM.
         await self._ask_for_another_vm(report)
+        await self._unfinished.leave(self._vm)
         if report.status is VmStatus.CANCELLED:
             raise asyncio.CancelledError
         if report.status is VmStatus.FAILED:
@@ -89,8 +92,9 @@ class BackupVm:
         return self._story.progress()
 
     @workflow.signal(name="cancel", description="Cancel this VM's backup; its snapshot is removed first")
-    def cancel(self, *_raw: Any) -> None:
-        """The same as the job's `cancel_vm` for this VM. Whatever comes with the signal is ignored."""
+    def cancel(self, *raw: Any) -> None:
+        """The same as the job's `cancel_vm` for this VM. Of what comes with the signal only `keep` counts."""
+        self._unfinished.keep = self._unfinished.keep and keeps(raw)
         if self._canceller is None:
             self._canceller = asyncio.create_task(ask_for_cancel(self._story.reject))
 
@@ -101,31 +105,53 @@ class BackupVm:
         """The job's answer to `node_lost`."""
         self._node.go_on_at(raw)
 
+    @workflow.signal(name="pause", description="Stop reading; the snapshot is held for a while only")
+    def pause(self, *_raw: Any) -> None:
+        """The VM waits until it is resumed, itself or with its job. Whatever comes with the signal is ignored."""
+        self._pause.begin()
+
+    @workflow.signal(name="resume", description="Go on after a pause")
+    def resume(self, *_raw: Any) -> None:
+        """The VM goes on where it was, or begins anew when its snapshot had to go."""
+        self._pause.end()
+
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
         """A signal that does not exist here: shown, never failed on."""
         self._story.reject(
-            f"signal {name[:80]!r} does not exist for one VM; there is: cancel. The job has others"
+            f"signal {name[:80]!r} does not exist for one VM; there are: cancel, pause, resume. The job has others"
         )
 
     async def _try_until_read(self) -> BaseException | None:
-        """Steps 6–14, anew from another snapshot when the VM has moved; what interrupted them for good, if anything."""
-        for tries_left in reversed(range(policies.VM_TRIES)):
+        """Steps 6–14, anew from another snapshot when the VM has moved or was paused for too long.
+
+        Returns what interrupted them for good, if anything.
+        """
+        tries_left = policies.VM_TRIES
+        while True:
             try:
                 await self._back_up()
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told as the VM's failure
                 # Any error: one that escaped would fail this task for ever, and the job would never hear of the VM.
-                if not tries_left or not self._story.may_begin_anew(error):
-                    return error
-                if workflow.cancellation_reason() is not None or not workflow.patched("vm-moved-try-anew"):
-                    return error
-                self._story.begin_anew(error)
+                ending = error if self._story.was_stopped else cancelled_first(error)
+                # A pause is none of the tries: nothing is wrong with the VM.
+                if not (self._pause.ran_out(ending) and self._story.snapshot_is_gone):
+                    tries_left -= 1
+                    if not tries_left or not self._story.may_begin_anew(ending):
+                        return ending
+                    if workflow.cancellation_reason() is not None or not workflow.patched(
+                        "vm-moved-try-anew"
+                    ):
+                        return ending
+                self._story.begin_anew(ending)
+                await self._unfinished.leave(self._vm)
+                if workflow.cancellation_reason() is not None:
+                    return asyncio.CancelledError()
             else:
                 return None
-        return None
 
     async def _back_up(self) -> None:
-        inspection = await self._node.wherever(self._inspect)
+        inspection = await self._pause.before_snapshot(lambda: self._node.wherever(self._inspect))
         plan = snapshot_plan(self._input)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
@@ -142,7 +168,7 @@ class BackupVm:
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
-            ending = error
+            ending = cancelled_first(error)
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
@@ -154,7 +180,7 @@ class BackupVm:
                     inspection,
                     self._asked_at,
                     node_is_dead=self._node.dead,
-                    unheard_at=self._unheard_at,
+                    unheard_at=self._node.unheard_at,
                 )
             )
         self._story.removed(removal)
@@ -171,8 +197,10 @@ class BackupVm:
         held = HoldInput(
             vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
         )
-        steps = self._node.wherever(lambda: self._read_and_seal(snapshot))
-        return await self._hold.limit(held, steps, lambda: self._node.queue)
+        reading = self._pause.through(
+            lambda: self._node.wherever(lambda: self._read_and_seal(snapshot)), self._input.options
+        )
+        return await self._hold.limit(held, reading, lambda: self._node.queue)
 
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
@@ -225,12 +253,8 @@ class BackupVm:
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
         self._asked_at = workflow.now()
-        try:
-            with self._story.step(6, "making the snapshot"):
-                snapshot = await take_snapshot(self._node, self._input.options, self._vm, plan)
-        except ActivityError:
-            self._unheard_at = self._node.died_at if self._node.dead else self._unheard_at
-            raise
+        with self._story.step(6, "making the snapshot"):
+            snapshot = await take_snapshot(self._node, self._input.options, plan)
         self._story.snapshot(snapshot)
         return snapshot
 
@@ -249,6 +273,7 @@ class BackupVm:
                 summary="Step 10 · open the backup",
                 policy=policies.MEDIA_AGENT,
             )
+        self._unfinished.opened(session)
         self._stop_if_cancelled()
         return session
 
@@ -289,6 +314,7 @@ class BackupVm:
         transfers: list[TransferResult],
     ) -> SealedBackup:
         # Step 12
+        self._pause.completing()
         with self._story.step(12, "completing the backup"):
             done = await self._node.run(
                 Transfers.finish_reading,
@@ -317,6 +343,7 @@ class BackupVm:
                 policy=policies.MEDIA_AGENT,
             )
         self._story.sealed(sealed)
+        self._unfinished.committed()
         return sealed
 
     async def _index(
@@ -332,7 +359,12 @@ class BackupVm:
             )
         # Step 14
         with self._story.step(14, "marking the VM completed"):
-            mark = await self._mark(MarkInput(vm=self._vm, snapshot=snapshot, removal=removal))
+            mark = await self._node.run_anywhere(
+                AccessNodeIndexing.mark_completed,
+                MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
+                summary="Step 14 · mark the VM completed",
+                policy=policies.VM_STEP_AFTER,
+            )
             self._stop_if_cancelled()
             written = await run_step(
                 MediaAgentIndexing.write_index,
@@ -350,41 +382,15 @@ class BackupVm:
             )
         self._story.indexed(written)
 
-    async def _mark(self, mark: MarkInput) -> CompletionMark:
-        """Step 14's look, which any node can take: nothing of the VM is on its own one any more."""
-        summary, policy = "Step 14 · mark the VM completed", policies.VM_STEP_AFTER
-        try:
-            return await self._node.run(
-                AccessNodeIndexing.mark_completed, mark, summary=summary, policy=policy
-            )
-        except ActivityError:
-            if not self._node.dead or not workflow.patched("any-node-marks-the-vm"):
-                raise
-        return await run_step(
-            AccessNodeIndexing.mark_completed,
-            mark,
-            queue=policies.ACCESS_NODES_QUEUE,
-            summary=f"{summary} ({self._node.name} does not answer)",
-            policy=policy,
-        )
-
     async def _ask_for_another_vm(self, report: VmReport) -> None:
         """Step 15 and the report to the job, as one task that a cancel does not interrupt."""
         await uninterrupted(ask_and_report(self._input, self._node.name, report))
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
-        if workflow.cancellation_reason() is not None or self._hold.over:
+        if workflow.cancellation_reason() is not None or self._hold.over or self._pause.cuts_off:
             raise asyncio.CancelledError
 
     @property
     def _vm(self) -> VmRef:
-        return VmRef(
-            job_id=self._input.job_id,
-            vcenter=self._input.vcenter,
-            vc_guid=self._input.vc_guid,
-            name=self._input.name,
-            moref=self._input.moref,
-            node=self._node.name,
-            media_agent=self._input.media_agent,
-        )
+        return self._node.vm

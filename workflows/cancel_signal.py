@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from temporalio import workflow
@@ -11,6 +12,20 @@ with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from workflows import policies
     from workflows.steps import run_step
+
+
+def cancelled_first(error: BaseException) -> BaseException:
+    """What ends a VM whose step failed: its cancel, if that had been asked for before, with the failure as its cause.
+
+    A step that is asked to stop may fail in its last try, be it only because it was not allowed another one.
+    """
+    if workflow.cancellation_reason() is None or is_cancelled_exception(error):
+        return error
+    if not workflow.patched("cancel-counts-first"):
+        return error
+    cancelled = asyncio.CancelledError()
+    cancelled.__cause__ = error
+    return cancelled
 
 
 async def ask_for_cancel(reject: Callable[[str], None]) -> None:

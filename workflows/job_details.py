@@ -8,7 +8,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.progress import JobProgress
     from safehaul.messages.vm import VmReport
     from safehaul.sizes import readable
-    from workflows.markdown import bounded, cell, link, table
+    from workflows.markdown import bounded, cell, link, stamp, table
 
 MAX_RUNNING = 10
 MAX_ENDED = 5
@@ -31,6 +31,11 @@ def job_details(progress: JobProgress, namespace: str) -> str:
         "",
         f"Of the VMs that ended: {readable(totals.bytes_read)} read, {readable(totals.bytes_stored)} stored",
     ]
+    if progress.paused_since is not None:
+        lines += [
+            "",
+            f"Paused since {stamp(progress.paused_since)}: no VM is given out, and those that run stop reading",
+        ]
     if progress.running:
         running = sorted(progress.running, key=lambda vm: (not vm.waits_for, vm.node, vm.started_at))
         rows = [

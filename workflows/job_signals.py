@@ -17,6 +17,8 @@ with workflow.unsafe.imports_passed_through():
     from workflows.cancel_signal import ask_for_cancel
     from workflows.inputs import describe
     from workflows.ledger import Ledger
+    from workflows.pause import JobPause
+    from workflows.unfinished import keeps
     from workflows.vm_report import unstarted_report
 
 MAX_REJECTED = 10
@@ -31,6 +33,8 @@ class Mailbox:
         self.lost: list[NodeLost] = []
         self.to_cancel: list[ChildRef] = []
         self.cancel_asked = False
+        self.keep = True
+        self.pause = JobPause()
         self.rejected: list[str] = []
         self.nudged = False
         self._open = False
@@ -45,6 +49,8 @@ class Mailbox:
         self.lost = [*state.lost, *self.lost]
         self.to_cancel = [*state.to_cancel, *self.to_cancel]
         self.cancel_asked = state.cancel_asked or self.cancel_asked
+        self.keep = state.keep and self.keep
+        self.pause.carry_on(state.paused_since)
         self.rejected = [*state.rejected_signals, *self.rejected][-MAX_REJECTED:]
 
     def open(self, ledger: Ledger) -> None:
@@ -57,11 +63,13 @@ class Mailbox:
     @property
     def has_mail(self) -> bool:
         """True when the main loop has something to do."""
-        return bool(self.inbox or self.lost or self.to_cancel or self.nudged)
+        news = self.nudged or self.pause.has_news
+        return bool(self.inbox or self.lost or self.to_cancel or news)
 
-    def cancel_job(self) -> None:
-        """The whole job is to be cancelled."""
+    def cancel_job(self, raw: tuple[Any, ...] = ()) -> None:
+        """The whole job is to be cancelled. Of what comes with it only `keep` counts: see `Unfinished`."""
         self.cancel_asked = True
+        self.keep = self.keep and keeps(raw)
 
     async def turn_signal_into_cancel(self) -> None:
         """Waits for the signal `cancel`, and has the server cancel the job."""
@@ -79,7 +87,7 @@ class Mailbox:
             self.reject(str(error))
             return str(error)
         if isinstance(vm, ChildRef):
-            self.to_cancel.append(vm)
+            self.to_cancel.append(vm.model_copy(update={"keep": keeps(raw)}))
             return f"VM {vm.name!r} is being cancelled"
         self.nudge()
         if isinstance(vm, PlannedVm) and not ledger.planning:

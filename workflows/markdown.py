@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from urllib.parse import quote
 
 from safehaul.sizes import readable
@@ -53,3 +54,8 @@ def bounded(lines: Iterable[str]) -> str:
             return "\n".join([*taken, "", "…"])
         taken.append(line)
     return "\n".join(taken)
+
+
+def stamp(at: datetime) -> str:
+    """A point in time as people are told it."""
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

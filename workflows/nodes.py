@@ -83,14 +83,16 @@ async def run_on_node(
                 raise
 
 
-def nobody_took_it(error: ActivityError) -> bool:
+def nobody_took_it(error: BaseException) -> bool:
     """True when no worker took the step from its queue in time."""
-    return isinstance(error.cause, StepTimeout) and error.cause.type is TimeoutType.SCHEDULE_TO_START
+    return _time_out_of(error) is TimeoutType.SCHEDULE_TO_START
 
 
-def fell_silent(error: ActivityError) -> bool:
+def fell_silent(error: BaseException) -> bool:
     """True when no worker took the step in time, or the one that did was not heard of any more."""
-    return isinstance(error.cause, StepTimeout) and error.cause.type in (
-        TimeoutType.SCHEDULE_TO_START,
-        TimeoutType.HEARTBEAT,
-    )
+    return _time_out_of(error) in (TimeoutType.SCHEDULE_TO_START, TimeoutType.HEARTBEAT)
+
+
+def _time_out_of(error: BaseException) -> TimeoutType | None:
+    cause = error.cause if isinstance(error, ActivityError) else None
+    return cause.type if isinstance(cause, StepTimeout) else None

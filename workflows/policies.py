@@ -124,6 +124,9 @@ CHILDREN_STOP_WITHIN = timedelta(minutes=30)
 # The room for a held snapshot: in two minutes a guest that writes 100 MB/s fills 12 GB. A look costs five events of the
 # VM's history: 1,800 in the twelve hours that max_hold_s allows by default.
 ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
+# A snapshot that is held for a pause goes this long before max_hold_s is over: the VM then waits for its resume, and
+# does not fail.
+PAUSE_ENDS_BEFORE_HOLD = timedelta(seconds=1)
 # A removal that knows no moref (the creation's answer was lost, its workflow was terminated) looks again after this
 # long: until then a try of the creation may ask vCenter still. It asks within 12 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
@@ -280,6 +283,15 @@ UPKEEP_PART = StepPolicy(
     heartbeat=HEARTBEAT,
     retry=_PATIENT,
     cancellation=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+# What an unfinished backup has stored: worth waiting a while for a slot beside prunes and verifications, which may hold
+# it for hours, and an hour of reading back; what is listed by then counts. It is never worth more than the next backup.
+LEAVE = StepPolicy(
+    schedule_to_start=timedelta(minutes=10),
+    start_to_close=timedelta(hours=1),
+    schedule_to_close=timedelta(hours=2),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
 )
 # A removal's try ends by itself after REMOVAL_TRY, and later only while it lists many directories or hangs.
 REMOVAL = StepPolicy(

@@ -83,12 +83,12 @@ def plan_for(vm: BackupVmInput, workflow_id: str, first_run_id: str) -> Snapshot
     return SnapshotPlan(name=f"safehaul {first_run_id}", description=marker.text())
 
 
-async def take_snapshot(node: VmNode, options: VmOptions, ref: VmRef, plan: SnapshotPlan) -> SnapshotRef:
+async def take_snapshot(node: VmNode, options: VmOptions, plan: SnapshotPlan) -> SnapshotRef:
     """Steps 6 and 7; once more without quiescing when the guest refuses that and the VM group allows it.
 
     Two steps, so that each asks vCenter soon after its start (`activities.snapshot.ASK_WITHIN_S`).
     """
-    wanted = CreateSnapshotInput(vm=ref, plan=plan, options=options)
+    wanted = CreateSnapshotInput(vm=node.vm, plan=plan, options=options)
     try:
         return await _create(wanted, node, "Steps 6–7 · snapshot")
     except ActivityError as error:
@@ -107,7 +107,12 @@ async def take_snapshot(node: VmNode, options: VmOptions, ref: VmRef, plan: Snap
 
 
 async def _create(wanted: CreateSnapshotInput, node: VmNode, summary: str) -> SnapshotRef:
-    return await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
+    try:
+        return await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
+    except ActivityError:
+        if node.dead:
+            node.unheard_at = node.died_at
+        raise
 
 
 async def remove_snapshot(

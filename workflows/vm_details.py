@@ -33,6 +33,8 @@ class VmScene:
     """Signals that could not be followed."""
     report: VmReport | None
     """At the end."""
+    paused: str = ""
+    """Since when it is paused, and what becomes of its snapshot; empty when it is not."""
 
 
 def vm_details(scene: VmScene) -> str:
@@ -40,6 +42,8 @@ def vm_details(scene: VmScene) -> str:
     name, report = cell(scene.name), scene.report
     if report is None:
         lines = [f"**{name}** on `{scene.node}` — step {scene.step}: {cell(scene.stage)}"]
+        if scene.paused:
+            lines += ["", scene.paused]
     else:
         reason = f": {cell(report.reason)}" if report.reason else ""
         lines = [f"**{name}** on `{scene.node}` — **{report.status}**{reason}"]

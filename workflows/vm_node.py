@@ -17,11 +17,13 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.messages.job import GoOnAt, NodeLost
+    from safehaul.messages.steps import VmRef
     from safehaul.messages.vm import BackupVmInput
     from workflows import policies
     from workflows.inputs import describe
     from workflows.nodes import fell_silent, run_on_node
     from workflows.policies import StepPolicy
+    from workflows.steps import run_step
     from workflows.vm_report import VmStory, explain
 
 SelfT = TypeVar("SelfT")
@@ -40,12 +42,29 @@ class VmNode:
         """True from the moment at which it did not answer until another one is given."""
         self.died_at: datetime | None = None
         """When the last one was found dead; None: none was."""
+        self.unheard_at: datetime | None = None
+        """The same of one that was making the snapshot: it may ask vCenter yet."""
+        self._death: ActivityError | None = None
         self._moves = 0
         self._answer: GoOnAt | None = None
 
     def begin(self, vm: BackupVmInput) -> None:
         """The node that the job has chosen."""
         self._vm, self.name = vm, vm.node
+
+    @property
+    def vm(self) -> VmRef:
+        """The VM as its steps take it, with the node that it is on now."""
+        assert self._vm is not None, "begin() comes first"
+        return VmRef(
+            job_id=self._vm.job_id,
+            vcenter=self._vm.vcenter,
+            vc_guid=self._vm.vc_guid,
+            name=self._vm.name,
+            moref=self._vm.moref,
+            node=self.name,
+            media_agent=self._vm.media_agent,
+        )
 
     @property
     def queue(self) -> str:
@@ -75,21 +94,40 @@ class VmNode:
             )
         except ActivityError as error:
             if fell_silent(error):
-                self.dead, self.died_at = True, workflow.now()
+                self.dead, self.died_at, self._death = True, workflow.now(), error
             raise
+
+    async def run_anywhere(
+        self,
+        method: Callable[[SelfT, InputT], ResultT],
+        arg: InputT,
+        *,
+        summary: str,
+        policy: StepPolicy,
+    ) -> ResultT:
+        """Run a step that any node can do: on this VM's own one, and through the common queue when that is dead."""
+        try:
+            return await self.run(method, arg, summary=summary, policy=policy)
+        except ActivityError:
+            if not self.dead or not workflow.patched("any-node-does-it"):
+                raise
+        summary = f"{summary} ({self.name} does not answer)"
+        return await run_step(method, arg, queue=policies.ACCESS_NODES_QUEUE, summary=summary, policy=policy)
 
     async def wherever(self, steps: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """Do the steps, and all of them again on another node each time that this one dies.
 
-        They must be repeatable. Raises what they raise, or the node's death when the job has no other node.
+        They must be repeatable: a pause may have cut them off, too. Raises what they raise, or the node's death when
+        the job has no other node.
         """
         while True:
+            if self.dead and self._death is not None:
+                await self._move(self._death)
             try:
                 return await steps()
-            except ActivityError as error:
+            except ActivityError:
                 if not self.dead or not workflow.patched("vm-goes-on-elsewhere"):
                     raise
-                await self._move(error)
 
     def go_on_at(self, raw: tuple[Any, ...]) -> None:
         """The job's answer; what is malformed, or answers an earlier question, is shown or dropped, never raised."""

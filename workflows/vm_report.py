@@ -39,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
         VmStatus,
     )
     from workflows.markdown import cell as table_cell
+    from workflows.markdown import stamp
     from workflows.vm_details import VmScene, vm_details
 
 __all__ = ["VmStory", "explain", "table_cell", "unstarted_report"]
@@ -100,6 +101,8 @@ class VmStory:
         self._read: set[int] = set()
         self._report: VmReport | None = None
         self._rejected: list[str] = []
+        self._paused_since: datetime | None = None
+        self._paused = ""
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
@@ -144,21 +147,37 @@ class VmStory:
         """Something interrupted the steps: what follows (the removal) is clean-up, and not where it went wrong."""
         self._stopped_at = self._step
 
+    @property
+    def was_stopped(self) -> bool:
+        """True when steps 6 to 12 were interrupted."""
+        return bool(self._stopped_at)
+
     def may_begin_anew(self, error: BaseException) -> bool:
         """True when only the snapshot was lost, and it is gone for certain: a new one may be read to its end."""
         cause = error.cause if isinstance(error, ActivityError) else None
         lost = isinstance(cause, ApplicationError) and cause.type in SNAPSHOT_LOST
-        return lost and self._removal is not None and self._removal.gone
+        return lost and self.snapshot_is_gone
 
     def begin_anew(self, error: BaseException) -> None:
         """The VM is backed up from a new snapshot: of the try that failed only the reason and its seconds stay."""
         self.warn([f"backed up anew from another snapshot; step {self._stopped_at}: {explain(error)}"])
         self._stopped_at, self._snapshot_moref, self._removal = 0, "", None
-        self._disks, self.skipped_files = {}, []
+        self._disks, self._read, self.skipped_files = {}, set(), []
+
+    @property
+    def snapshot_is_gone(self) -> bool:
+        """True when step 13 has removed the snapshot, for certain."""
+        return self._removal is not None and self._removal.gone
 
     def warn(self, warnings: list[str]) -> None:
-        """Add warnings to the report, bounded."""
-        self.warnings = [*self.warnings, *warnings][:MAX_WARNINGS]
+        """Add warnings to the report, each once, bounded: a step may have been done again."""
+        self.warnings = list(dict.fromkeys([*self.warnings, *warnings]))[:MAX_WARNINGS]
+
+    def paused(self, since: datetime | None, text: str) -> None:
+        """Somebody has paused the VM (None: resumed it); `text` says what becomes of its snapshot."""
+        self._paused_since, self._paused = since, text
+        if self._vm is not None:
+            self._show()
 
     def reject(self, message: str) -> None:
         """A signal that could not be followed: shown in the web UI, bounded."""
@@ -261,6 +280,7 @@ class VmStory:
             snapshot_moref=self._snapshot_moref,
             disks_done=len(self._read),
             disks=len(self._disks),
+            paused_since=self._paused_since,
         )
 
     def _verdict(self, ending: BaseException | None) -> tuple[VmStatus, str]:
@@ -276,6 +296,9 @@ class VmStory:
             return VmStatus.COMPLETED, ""
         if isinstance(ending, asyncio.CancelledError) or is_cancelled_exception(ending):
             reason = "cancelled"
+            if isinstance(ending, asyncio.CancelledError) and ending.__cause__ is not None:
+                failed = explain(ending.__cause__)
+                reason += f"; step {self._stopped_at or self._step}, which was to stop, failed: {failed}"
             if self._backup_id:
                 reason += f" after the backup {self._backup_id} was stored"
             if self._removal and self._removal.pending:
@@ -302,9 +325,13 @@ class VmStory:
                     warnings=self.warnings,
                     rejected=self._rejected,
                     report=self._report,
+                    paused=self._paused_text(),
                 )
             )
         )
+
+    def _paused_text(self) -> str:
+        return f"Paused since {stamp(self._paused_since)}: {self._paused}" if self._paused_since else ""
 
     def _snapshot_text(self) -> str:
         if self._removal is not None and self._removal.pending:

@@ -9,7 +9,6 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import (
     ActivityError,
     ChildWorkflowError,
-    FailureError,
     TerminatedError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
@@ -35,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from safehaul.messages.steps import RemovalInput, VmRef
     from safehaul.messages.vm import BackupVmInput, VmStatus
-    from workflows import policies
+    from workflows import children, policies
     from workflows.coordinator import Coordinator
     from workflows.job_reports import report_of
     from workflows.job_signals import Mailbox
@@ -64,12 +63,15 @@ class VmRunner:
     async def hand_out(self) -> None:
         """Load pages of the plan while a free stream wants them, and start a VM on every free stream.
 
-        VMs whose node has died come first.
+        VMs whose node has died come first. Of a paused job nothing is given out; the pages are loaded all the same,
+        since `cancel_vm` looks in them.
         """
         for child in self._ledger.rehome():
-            await _go_on_at(child, GoOnAt(node=child.node, moves=child.moves - 1))
+            await children.go_on_at(child, GoOnAt(node=child.node, moves=child.moves - 1))
         while (page := self._ledger.wanted_page()) is not None:
             await self._load(page)
+        if self._mailbox.pause.since is not None:
+            return
         # Step 16 — a node that has asked (step 15) is given another VM, which goes through steps 6 to 15.
         gifts = self._ledger.gifts()
         await asyncio.gather(*(self._start(gift) for gift in gifts))
@@ -80,8 +82,9 @@ class VmRunner:
         May absorb a cancel of the job while a removal is started: look at `workflow.cancellation_reason()` after.
         """
         self._mailbox.nudged = False
+        await self._mailbox.pause.tell(self._ledger.state.running)
         while self._mailbox.to_cancel:
-            await _cancel(self._mailbox.to_cancel.pop(0))
+            await children.cancel(self._mailbox.to_cancel.pop(0))
         while self._mailbox.lost:
             await self._find_home(self._mailbox.lost.pop(0))
         while self._mailbox.inbox:
@@ -120,7 +123,7 @@ class VmRunner:
         state = self._ledger.state
         self.not_started = self._ledger.forget_waiting()
         deadline = workflow.time() + policies.CHILDREN_STOP_WITHIN.total_seconds()
-        await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+        await self._cancel_all()
         while state.running and workflow.time() < deadline:
             try:
                 await workflow.wait_condition(
@@ -129,16 +132,23 @@ class VmRunner:
             except TimeoutError:
                 # A child that had only been asked for when the first cancel came did not exist yet.
                 await self._reconcile_children()
-                await asyncio.gather(*(_cancel(child) for child in list(state.running.values())))
+                await self._cancel_all()
             await self.take_mail()
         for child in list(state.running.values()):
             reason = f"cancelled, but workflow {child.child_id} has not ended yet: look at it"
             self._ledger.ended(child.child_id, report_of(child, VmStatus.CANCELLED, reason), None)
 
+    async def _cancel_all(self) -> None:
+        keep, running = self._mailbox.keep, list(self._ledger.state.running.values())
+        await asyncio.gather(*(children.cancel(child.model_copy(update={"keep": keep})) for child in running))
+
     async def _start(self, gift: Gift) -> None:
         info, vm = workflow.info(), gift.vm
         settings = self._settings
-        child_id = f"{info.workflow_id}/{self._job_id[:8]}/{vm.vc_guid}"
+        # Run ids begin with their time: for a minute all have the same first digits, and a job whose workflow id is
+        # used again so soon would take its predecessor's VMs for its own.
+        mark = self._job_id[-12:] if workflow.patched("child-ids-end-in-chance") else self._job_id[:8]
+        child_id = f"{info.workflow_id}/{mark}/{vm.vc_guid}"
         child = ChildRef(
             child_id=child_id,
             vc_guid=vm.vc_guid,
@@ -265,7 +275,7 @@ class VmRunner:
         if child is None:
             return
         if lost.moves < child.moves:
-            await _go_on_at(child, GoOnAt(node=child.node, moves=lost.moves))
+            await children.go_on_at(child, GoOnAt(node=child.node, moves=lost.moves))
         elif lost.node == child.node:
             self._lose(child.node)
             self._ledger.lost_its_node(child.child_id, workflow.now())
@@ -333,7 +343,8 @@ class VmRunner:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
         await self._give_up_hopeless()
-        if not self._ledger.stuck:
+        if not self._ledger.stuck or self._mailbox.pause.since is not None:
+            # Whoever pauses a job may do so to work on the nodes.
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or workflow.time()
@@ -347,7 +358,7 @@ class VmRunner:
                 f"access node {child.node} stopped answering, and no other one that reaches its datastores answers: "
                 "see their workers"
             )
-            await _go_on_at(child, GoOnAt(node="", moves=child.moves, reason=reason))
+            await children.go_on_at(child, GoOnAt(node="", moves=child.moves, reason=reason))
 
     async def _give_up_waiting(self) -> None:
         """The nodes did not come back: what only they could take is Failed."""
@@ -382,19 +393,3 @@ class VmRunner:
     @property
     def _job_id(self) -> str:
         return workflow.info().first_execution_run_id
-
-
-async def _go_on_at(child: ChildRef, where: GoOnAt) -> None:
-    try:
-        await workflow.get_external_workflow_handle(child.child_id).signal("go_on_at", where)
-    except FailureError as error:
-        # It has just ended: its report is on the way, or the reconciliation will see it.
-        workflow.logger.info("%s cannot be told of its node: %s", child.child_id, error)
-
-
-async def _cancel(child: ChildRef) -> None:
-    try:
-        await workflow.get_external_workflow_handle(child.child_id).cancel()
-    except (FailureError, ActivityError) as error:
-        # It has just ended: its report is on the way, or the reconciliation will see it.
-        workflow.logger.info("%s cannot be cancelled: %s", child.child_id, error)

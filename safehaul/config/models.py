@@ -15,6 +15,7 @@ from safehaul.messages.vm import (
     MAX_HOLD_S,
     MIN_FREE_BYTES,
     NODE_DEAD_AFTER_S,
+    PAUSE_HOLD_S,
     REMOVAL_HANDOVER_AFTER_S,
 )
 from safehaul.patterns import MAX_PATTERN_CHARS
@@ -277,6 +278,9 @@ class VmGroup(Section):
     """With less free space on any datastore of the VM no snapshot is made; and one that is held is given up."""
     max_hold_s: float = Field(default=MAX_HOLD_S, gt=0, le=7 * 86400)
     """The longest that a snapshot is held; then it is removed, and the VM fails."""
+    pause_hold_s: float = Field(default=PAUSE_HOLD_S, ge=0, le=86400)
+    """The longest that a VM holds its snapshot while it is paused; then it is removed, and the VM begins anew when it
+    is resumed. Never beyond `max_hold_s`. At most a day: a session on which nothing is written for two is ended."""
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
     """A snapshot's removal that takes longer goes on beside the job, without limit; the VM's stream is free
     again."""

@@ -173,16 +173,20 @@ class Session:
         sealed = self.sealed()
         if sealed is not None:
             return sealed
-        seal = Seal(
-            disk_records={key: self.disk_record_count(key) for key in self.disk_keys()},
-            file_records=self._count("files"),
-        )
+        seal = self.counted()
         try:
             self.repository.put(Kind.SESSION, name, seal.model_dump_json().encode())
         except AlreadyExistsError:
             # Another committer sealed it first: what it counted is what counts.
             return parse_object(Seal, self.repository.get(Kind.SESSION, name), name)
         return seal
+
+    def counted(self) -> Seal:
+        """Count the records that there are now, as a seal would."""
+        return Seal(
+            disk_records={key: self.disk_record_count(key) for key in self.disk_keys()},
+            file_records=self._count("files"),
+        )
 
     def sealed(self) -> Seal | None:
         """Return the seal, or None while the session is open."""

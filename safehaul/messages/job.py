@@ -21,6 +21,8 @@ class CancelVmRequest(Request):
     """What a person gives to the signal `cancel_vm`: the VM's name or its VC.GUID."""
 
     vm: str = Field(min_length=1, max_length=300)
+    keep: bool = Field(default=True, strict=True)
+    """What was stored of it serves later backups; else it is given up."""
 
 
 class JobStatus(StrEnum):
@@ -255,6 +257,8 @@ class ChildRef(Message):
     """Nodes that reach its datastores; empty means all."""
     moves: int = 0
     """How often it has been given another node because its own had died."""
+    keep: bool = True
+    """When it is cancelled: see CancelVmRequest."""
 
 
 class NodeLost(Message):

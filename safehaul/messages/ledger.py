@@ -85,6 +85,9 @@ class JobState(Message):
     to_cancel: list[ChildRef] = Field(default_factory=list)
     started_at: datetime
     cancel_asked: bool = False
+    keep: bool = True
+    """What the cancelled VMs have stored serves later backups; else it is given up."""
+    paused_since: datetime | None = None
     rejected_signals: list[str] = Field(default_factory=list)
 
 

@@ -43,6 +43,8 @@ class JobProgress(Message):
     stage: str
     started_at: datetime | None = None
     """Of the job's first run; None: the CommServe is of an earlier version."""
+    paused_since: datetime | None = None
+    """None: the job is not paused."""
     coordinator: str = ""
     waiting: int = 0
     running: list[VmProgress] = Field(default_factory=list)

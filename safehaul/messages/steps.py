@@ -278,6 +278,23 @@ class SealedBackup(Message):
     bytes_verified: int
 
 
+class LeaveInput(Message):
+    """What becomes of a backup that will not be finished."""
+
+    vm: VmRef
+    session_id: str
+    keep: bool = True
+    """Later backups find what was stored; else it is given up."""
+
+
+class LeftUnfinished(Message):
+    """What is left of it."""
+
+    packs: int = 0
+    packs_listed: int = 0
+    """Of these, packs whose content later backups need not store again."""
+
+
 class RemovalInput(Message):
     """Step 13's input."""
 

@@ -22,6 +22,7 @@ class VmStatus(StrEnum):
 
 MIN_FREE_BYTES = 10 * 2**30
 MAX_HOLD_S = 12 * 3600.0
+PAUSE_HOLD_S = 600.0
 REMOVAL_HANDOVER_AFTER_S = 600.0
 NODE_DEAD_AFTER_S = 25.0
 
@@ -40,6 +41,8 @@ class VmOptions(Message):
     """Least free space of each of the VM's datastores before a snapshot is made, and while it is held."""
     max_hold_s: float = MAX_HOLD_S
     """Longest time that a snapshot is held."""
+    pause_hold_s: float = PAUSE_HOLD_S
+    """Longest time that it is held for one pause."""
     removal_handover_s: float = REMOVAL_HANDOVER_AFTER_S
     """After this long a stuck removal is handed to RemoveSnapshot."""
     node_dead_after_s: float = NODE_DEAD_AFTER_S
@@ -130,3 +133,4 @@ class VmProgressDetail(Message):
     snapshot_moref: str = ""
     disks_done: int = 0
     disks: int = 0
+    paused_since: datetime | None = None

@@ -57,6 +57,7 @@ from safehaul.messages.steps import (
     DownloadedFiles,
     IndexWritten,
     Inspection,
+    LeftUnfinished,
     ReadingDone,
     Removal,
     SealedBackup,
@@ -138,6 +139,7 @@ NOTHING_DONE: dict[str, Callable[[Any], Any]] = {
     "finish_reading": lambda arg: ReadingDone(disk_identities={}, snapshot_moref=arg.snapshot.moref),
     "seal_backup": lambda _: SealedBackup(backup_id="none", packs_verified=0, bytes_verified=0),
     "remove_snapshot": lambda arg: Removal(gone=True, moref=arg.moref),
+    "leave_unfinished": lambda _: LeftUnfinished(),
     "mark_completed": lambda arg: CompletionMark(
         node=arg.vm.node, marked_at=_now(), snapshot_absent=True, spool_removed=True
     ),

@@ -28,7 +28,7 @@ _COMMSERVE = {
     *("open_job", "choose_coordinator", "record_job", "request_cancel", "reconcile", "report_unled_job"),
     "open_restore",
 }
-_MEDIA_AGENT = {"open_backup", "seal_backup", "write_index"}
+_MEDIA_AGENT = {"open_backup", "seal_backup", "write_index", "leave_unfinished"}
 
 
 def tiny_site() -> Site:

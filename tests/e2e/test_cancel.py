@@ -26,7 +26,7 @@ from lab.site import (
     UserSpec,
     VmSpec,
 )
-from tests.e2e.site import data_centre, report_of, start_job, status, vm_of, wait_end
+from tests.e2e.site import data_centre, report_of, start_job, vm_of, wait_end
 
 MIB = 2**20
 MIDDLE = 16 * MIB
@@ -143,7 +143,7 @@ def _check_cancelled(lab: DataCentre, job: str, witness: Witness) -> None:
     lab.hosts.clear_faults()
     children = _children(lab, job)
     assert children
-    assert {status(lab, child) for child in children} == {"CANCELED"}
+    assert {wait_end(lab, child) for child in children} == {"CANCELED"}
     assert witness.problems() == []
     # Temporal keeps no result of a cancelled workflow: what remains is its query, and the catalogue.
     progress = json.loads(lab.safehaul("job", "show", job, "--json"))["progress"]

@@ -82,8 +82,12 @@ MISSED: dict[str, tuple[str, ...]] = {
     "record_job": (r"the catalogue says of the job: \[\]",),
 }
 # Shown by tests of their own: below, in test_each_restore_step_matters, (`reconcile`) in test_long_job, and
-# (`watch_snapshot`) in tests/workflow/test_hold.py and tests/fault/test_space.py.
-OF_THEIR_OWN = {"request_cancel", "report_unled_job", "reconcile", "watch_snapshot", *RESTORE_STEPS}
+# (`watch_snapshot`) in tests/workflow/test_hold.py and tests/fault/test_space.py, (`leave_unfinished`) in
+# tests/fault/test_unfinished.py.
+OF_THEIR_OWN = {
+    *("request_cancel", "report_unled_job", "reconcile", "watch_snapshot", "leave_unfinished"),
+    *RESTORE_STEPS,
+}
 
 
 # Restores in place, of one disk, and by option: tests/e2e/test_restore.py looks at what they leave.

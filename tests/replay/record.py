@@ -18,7 +18,7 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, CancelledError
 
 from lab.temporal import TemporalServer
 from safehaul.messages.vm import VmOptions
@@ -335,9 +335,39 @@ async def _long_upkeep(client: Client) -> None:
     await _save(client, name, "verify-repository-continues-as-new", first)
 
 
+def _stops(_arg: Any) -> None:
+    wait_for_cancel(20.0)
+    raise CancelledError("the step was asked to stop")
+
+
+async def _paused(client: Client, name: str, hold_s: float, *, forget: bool = False) -> None:
+    """A job whose VM is paused while it is read, with its snapshot held or removed, and resumed or cancelled then."""
+    world = World(vm_count=2, streams=1)
+    world.options = VmOptions(pause_hold_s=hold_s, removal_handover_s=20)
+    world.hooks["transfer_disk"] = lambda arg: _stops(arg) if world.calls["transfer_disk"] == 1 else None
+    async with running(client, world):
+        handle = await _job(client, name, REQUEST)
+        await _until(lambda: world.calls["transfer_disk"] > 0)
+        child = (await _children(client, name))[0]
+        await handle.signal("pause")
+        await asyncio.sleep(1.0)
+        await (handle.signal("cancel", {"keep": False}) if forget else handle.signal("resume"))
+        await _ended(handle)
+        await _ended(client.get_workflow_handle(child))
+    await _save(client, name, f"backup-job-{name}")
+    await _save(client, child, f"backup-vm-{name}")
+
+
+async def _pauses(client: Client) -> None:
+    await _paused(client, "paused", 600)
+    await _paused(client, "paused-too-long", 0)
+    await _paused(client, "paused-and-forgotten", 600, forget=True)
+
+
 RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "jobs": (_jobs, 0),
     "long-jobs": (_long_jobs, 80),
+    "pauses": (_pauses, 0),
     "restores": (_restores, 0),
     "prunes": (_prunes, 0),
     "upkeep": (_upkeep, 0),

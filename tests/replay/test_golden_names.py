@@ -40,7 +40,7 @@ ACTIVITIES = {
     Transport: ["check_transport", "download_files"],
     Transfers: ["finish_reading", "store_files", "transfer_disk"],
     AccessNodeIndexing: ["mark_completed"],
-    MediaAgentIndexing: ["open_backup", "seal_backup", "write_index"],
+    MediaAgentIndexing: ["leave_unfinished", "open_backup", "seal_backup", "write_index"],
     UpkeepPrune: ["collect_garbage", "forget_backups", "purge_forgotten"],
     RestoreDesk: ["open_disk_restore", "open_restore"],
     Restores: [
@@ -91,21 +91,19 @@ def test_the_workflows_names() -> None:
 def test_the_jobs_signals_queries_and_updates() -> None:
     definition = BackupJob.__dict__["__temporal_workflow_definition"]
     assert sorted(str(name) for name in definition.signals) == [
-        "None",
-        "cancel",
-        "cancel_vm",
-        "node_lost",
-        "vm_finished",
+        *("None", "cancel", "cancel_vm", "node_lost", "pause", "resume", "vm_finished"),
     ]
     assert sorted(definition.queries) == ["progress"]
-    assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
+    assert sorted(definition.updates) == [
+        *("request_cancel", "request_cancel_vm", "request_pause", "request_resume"),
+    ]
 
 
 def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
     owners = (BackupVm, RemoveSnapshot, PruneRepository)
     found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
-        ["None", "cancel", "go_on_at"],
+        ["None", "cancel", "go_on_at", "pause", "resume"],
         ["None", "retry_now"],
         ["None", "cancel"],
     ]

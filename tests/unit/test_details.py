@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -65,6 +66,14 @@ def test_the_jobs_table_links_each_vm_and_names_silent_nodes() -> None:
     assert "n2: does not answer" in shown
     newest = shown.index("[web-9]")
     assert newest < shown.index("[web-8]"), "the newest end comes first"
+
+
+def test_a_paused_job_and_a_paused_vm_say_since_when() -> None:
+    shown = job_details(_progress(1).model_copy(update={"paused_since": NOW}), "default")
+    assert "Paused since 2026-11-25 10:00:00 UTC: no VM is given out" in shown
+    assert "Paused" not in job_details(_progress(1), "default")
+    scene = replace(_scene(None), paused="Paused since 2026-11-25 10:00:00 UTC: no snapshot is held")
+    assert "no snapshot is held" in vm_details(scene)
 
 
 def _scene(report: VmReport | None) -> VmScene:

@@ -70,6 +70,16 @@ def _shown(progress: JobProgress, looks: Any, *, height: int = 40, width: int = 
     return capture.get()
 
 
+def test_a_paused_job_says_what_its_vms_wait_for() -> None:
+    """Between two steps a VM waits for the CommServe, unless somebody has paused its job."""
+    progress = _progress(2).model_copy(update={"paused_since": NOW})
+    reading = VmLook(step=11, doing="reading Hard disk 1", waits_for="filer")
+    shown = _shown(progress, {"c0": VmLook(), "c1": reading}.get)
+    assert "the job's resume" in shown
+    assert "reading Hard disk 1" in shown
+    assert "the job's resume" not in _shown(_progress(2), {"c0": VmLook(), "c1": reading}.get)
+
+
 @pytest.mark.parametrize(("height", "width"), [(24, 80), (40, 120), (60, 200)])
 @pytest.mark.parametrize("nodes", [1, 4, 60])
 def test_a_thousand_running_vms_fit_the_terminal(height: int, width: int, nodes: int) -> None:

@@ -116,6 +116,7 @@ async def running(
         anyone = TrivialNode(world, "any")
         await serve(policies.ACCESS_NODES_QUEUE, [*anyone.anyones(), *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())
+        await serve(policies.upkeep_queue("ma"), [anyone.leave_unfinished])
         yield
 
 

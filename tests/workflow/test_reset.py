@@ -163,7 +163,7 @@ async def test_a_vm_that_had_finished_before_the_jobs_reset_is_not_backed_up_aga
         job = await start(client, job_id)
         await until(gate.begun.is_set)
         first_run = (await job.describe()).run_id or ""
-        await client.get_workflow_handle(f"{job_id}/{first_run[:8]}/vc.00000").result()
+        await client.get_workflow_handle(f"{job_id}/{first_run[-12:]}/vc.00000").result()
         await reset(client, job_id, asks_for_child)
         gate.open.set()
         report = JobReport.model_validate(await job.result())

@@ -168,6 +168,25 @@ async def test_a_cancel_counts_whatever_comes_with_it(
     assert not world.snapshots
 
 
+async def test_a_pause_counts_whatever_comes_with_it(client: Client, job_id: str) -> None:
+    world = World(vm_count=1)
+    async with running(client, world):
+        handle = await client.start_workflow(
+            "BackupJob",
+            REQUEST,
+            id=job_id,
+            task_queue="commserve",
+            start_signal="pause",
+            start_signal_args=[_lists(10_000)],
+        )
+        await _until(lambda: world.calls["load_page"])
+        assert (await handle.query(BackupJob.progress)).paused_since is not None
+        await handle.signal("resume", _lists(10_000))
+        report = JobReport.model_validate(await handle.result())
+        assert await _failed_tasks(handle) == []
+    assert report.status == "Completed"
+
+
 async def test_signals_before_the_job_is_open_are_looked_at_too(client: Client, job_id: str) -> None:
     """Goal: a signal that comes with the start is handled before `run` begins, and must not fail that task."""
     async with running(client, World(vm_count=1)):

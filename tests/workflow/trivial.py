@@ -58,6 +58,8 @@ from safehaul.messages.steps import (
     IndexWritten,
     InspectInput,
     Inspection,
+    LeaveInput,
+    LeftUnfinished,
     MarkInput,
     OpenBackupInput,
     ReadingDone,
@@ -326,6 +328,11 @@ class TrivialNode:
         self.world.did("seal_backup", arg.vm.vc_guid, arg)
         return SealedBackup(backup_id=f"backup-{arg.vm.vc_guid}", packs_verified=1, bytes_verified=1)
 
+    @_defn("leave_unfinished")
+    def leave_unfinished(self, arg: LeaveInput) -> LeftUnfinished:
+        self.world.did("leave_unfinished", arg.vm.vc_guid, arg)
+        return LeftUnfinished()
+
     @_defn("mark_completed")
     def mark_completed(self, arg: MarkInput) -> CompletionMark:
         self.world.did("mark_completed", arg.vm.vc_guid, arg)
@@ -361,4 +368,4 @@ class TrivialNode:
 
     def media(self) -> list[Callable[..., Any]]:
         """The MediaAgent's steps."""
-        return [self.open_backup, self.seal_backup, self.write_index]
+        return [self.open_backup, self.seal_backup, self.write_index, self.leave_unfinished]

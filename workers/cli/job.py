@@ -1,4 +1,4 @@
-"""`safehaul job …`: start, list, watch, show and cancel backup jobs."""
+"""`safehaul job …`: start, list, watch, show, pause, resume and cancel backup jobs."""
 
 from __future__ import annotations
 
@@ -186,16 +186,53 @@ def cancel(
     workflow_id: WorkflowId,
     vm: Annotated[str | None, typer.Option(help="Cancel only this VM: its name or VC.GUID.")] = None,
     *,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Give up what is stored of unfinished backups.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Cancel a job, or one of its VMs; snapshots are removed first. Example: `safehaul job cancel nightly-1`."""
+    """Cancel a job, or one of its VMs; snapshots are removed first. Example: `safehaul job cancel nightly-1`.
+
+    What an unfinished backup has stored serves the next one, unless you say `--forget`.
+    """
 
     async def ask() -> str:
-        return await job_calls.cancel_job(await connect(of(context).settings()), workflow_id, vm)
+        client = await connect(of(context).settings())
+        return await job_calls.cancel_job(client, workflow_id, vm, keep=not forget)
 
     answer = run(ask())
     if as_json:
         show_json({"workflow_id": workflow_id, "vm": vm, "answer": answer})
+    else:
+        say(safe(answer))
+
+
+@app.command()
+def pause(context: typer.Context, workflow_id: WorkflowId, *, as_json: Json = False) -> None:
+    """Pause a job: no VM is given out, running ones stop reading. Example: `safehaul job pause nightly-1`.
+
+    A VM holds its snapshot for `pause_hold_s` of its group at most, then begins anew when the job is resumed.
+    """
+
+    async def ask() -> str:
+        return await job_calls.pause_job(await connect(of(context).settings()), workflow_id)
+
+    _show_answer(workflow_id, run(ask()), as_json=as_json)
+
+
+@app.command()
+def resume(context: typer.Context, workflow_id: WorkflowId, *, as_json: Json = False) -> None:
+    """Let a paused job go on, with all its VMs. Example: `safehaul job resume nightly-1`."""
+
+    async def ask() -> str:
+        return await job_calls.resume_job(await connect(of(context).settings()), workflow_id)
+
+    _show_answer(workflow_id, run(ask()), as_json=as_json)
+
+
+def _show_answer(workflow_id: str, answer: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json({"workflow_id": workflow_id, "answer": answer})
     else:
         say(safe(answer))
 

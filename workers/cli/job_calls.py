@@ -98,20 +98,34 @@ async def standing(client: Client, workflow_id: str) -> Standing:
     return Standing(workflow_id, status.name, progress=progress)
 
 
-async def cancel_job(client: Client, workflow_id: str, vm: str | None) -> str:
-    """Cancel a job, or one of its VMs; what the job answers. Raises ConnectionLostError, WorkflowUpdateFailedError."""
-    handle = client.get_workflow_handle(workflow_id)
-    call = (
-        handle.execute_update("request_cancel")
-        if vm is None
-        else handle.execute_update("request_cancel_vm", {"vm": vm})
-    )
+async def cancel_job(client: Client, workflow_id: str, vm: str | None, *, keep: bool = True) -> str:
+    """Cancel a job, or one of its VMs; what the job answers. Without `keep` what was stored unfinished is given up.
+
+    Raises ConnectionLostError, WorkflowUpdateFailedError.
+    """
+    if vm is None:
+        return await _ask(client, workflow_id, "request_cancel", "cancel", {"keep": keep})
+    return await _ask(client, workflow_id, "request_cancel_vm", "cancel", {"vm": vm, "keep": keep})
+
+
+async def pause_job(client: Client, workflow_id: str) -> str:
+    """Pause a job; what it answers. Errors as `cancel_job`."""
+    return await _ask(client, workflow_id, "request_pause", "pause")
+
+
+async def resume_job(client: Client, workflow_id: str) -> str:
+    """Resume a job; what it answers. Errors as `cancel_job`."""
+    return await _ask(client, workflow_id, "request_resume", "resume")
+
+
+async def _ask(client: Client, workflow_id: str, update: str, what: str, *arguments: Any) -> str:
+    call = client.get_workflow_handle(workflow_id).execute_update(update, args=arguments)
     try:
         return str(await asyncio.wait_for(call, UPDATE_WITHIN_S))
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
         raise ConnectionLostError(
             f"no CommServe answered for job {workflow_id} within {UPDATE_WITHIN_S:g} s, and it is not certain that "
-            "the cancel arrived: start `safehaul worker commserve`, then ask again"
+            f"the {what} arrived: start `safehaul worker commserve`, then ask again"
         ) from None
 
 

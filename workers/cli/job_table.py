@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from textwrap import wrap
 
@@ -107,7 +108,7 @@ def _nodes_and_vms(progress: JobProgress, looks: Looks, room: int) -> Table:
         visible = [vm for vm in running if vm.child_id in shown]
         made.add_row(*_node_row(name, known.get(name), running, len(running) - len(visible), looks))
         for vm in sorted(visible, key=lambda item: (item.started_at, item.name)):
-            made.add_row(*_vm_row(vm, looks(vm.child_id)))
+            made.add_row(*_vm_row(vm, _paused(looks(vm.child_id), progress)))
     if hidden:
         rest = sum(len(by_node[name]) for name in names[len(shown_nodes) :])
         made.add_row(f"… {hidden} more nodes", f"{rest} VMs", "", "", "", "")
@@ -140,6 +141,13 @@ def _node_row(
         Text(f"{size(sum(rates))}/s" if rates else "", style="bold"),
         Text(silent, style="red"),
     )
+
+
+def _paused(look: VmLook | None, progress: JobProgress) -> VmLook | None:
+    """A VM of a paused job that has no step under way waits for the resume."""
+    if look is None or look.step or progress.paused_since is None:
+        return look
+    return replace(look, doing="paused", waits_for="the job's resume")
 
 
 def _vm_row(vm: VmProgress, look: VmLook | None) -> tuple[Text, ...]:

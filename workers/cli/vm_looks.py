@@ -25,10 +25,10 @@ from safehaul.messages.progress import TransferBeat, VmProgress
 LOOKS_PER_RENEWAL = 20
 """A watch renews every second: so many calls a second, however many VMs run."""
 FRESH_S = 2.0
-"""Heartbeats come every five seconds: looking more often shows nothing new."""
+"""Heartbeats come every two seconds: looking more often shows nothing new."""
 LOOK_WITHIN = timedelta(seconds=5)
-SILENT_S = 11.0
-"""Two heartbeats missed: worth saying, before the time-out of 15 s decides."""
+SILENT_S = 8.0
+"""Several heartbeats missed: worth saying, before the time-out of 15 s decides."""
 
 # Activity → its step, what it does, and what a started one waits for.
 DOING = {
@@ -44,6 +44,7 @@ DOING = {
     "remove_snapshot": (13, "removing the snapshot", "vCenter"),
     "mark_completed": (14, "marking it completed", "access node"),
     "write_index": (14, "writing the index", "MediaAgent"),
+    "leave_unfinished": (15, "keeping what was stored", "MediaAgent"),
     "ask_for_vm": (15, "asking for another VM", "access node"),
 }
 BESIDE = {"watch_snapshot"}

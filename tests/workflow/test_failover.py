@@ -124,9 +124,10 @@ async def test_a_vm_whose_node_dies_in_any_step_completes_on_another_one(
 
 
 async def test_a_snapshot_that_the_dead_node_makes_yet_is_looked_for(
-    client: Client, job_id: str, mortal: Mortal
+    client: Client, job_id: str, mortal: Mortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another node has made its own meanwhile: the removal waits until the dead one has lost its right to ask."""
+    monkeypatch.setattr(policies, "LATE_CREATION_WITHIN", timedelta(seconds=12))
     mortal.dies_in("create_snapshot")
     async with running(client, mortal.world, sandboxed=False):
         await ended(await begin(client, job_id))

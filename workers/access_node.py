@@ -18,6 +18,7 @@ from activities.peers import Peers
 from activities.restore import Restores
 from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
+from activities.sweep import SnapshotLooks
 from activities.transfer import Transfers
 from activities.transport import Transport
 from safehaul.config.settings import Settings
@@ -97,7 +98,15 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         into.remove_old_disks,
         into.discard_disks,
     ]
-    clean_up: list[Step] = [snapshots.remove_snapshot, restores.discard_restore, into.discard_disks]
+    looks = SnapshotLooks(peers)
+    clean_up: list[Step] = [
+        snapshots.remove_snapshot,
+        restores.discard_restore,
+        into.discard_disks,
+        looks.list_snapshots,
+        looks.look_at_orphan,
+        looks.find_phantom_deltas,
+    ]
     return control, [transfers.transfer_disk, restores.restore_disk], clean_up
 
 

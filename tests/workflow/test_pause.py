@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.exceptions import ApplicationError
 
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
@@ -19,7 +19,7 @@ from safehaul.messages.vm import VmOptions, VmProgressDetail
 from tests.workflow.conftest import running
 from tests.workflow.test_long_job import EVENTS, impatient, next_run, run_of, started
 from tests.workflow.test_snapshot_guard import only_child, report_of, start, status_at_the_end, until
-from tests.workflow.world import World, wait_for_cancel
+from tests.workflow.world import World, first_call, ignores, stops, wait_for_cancel
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
@@ -29,22 +29,6 @@ __all__ = ["impatient"]
 
 AT_ONCE = VmOptions(pause_hold_s=0, removal_handover_s=20)
 SOON = VmOptions(pause_hold_s=0.5, removal_handover_s=20)
-
-
-def stops(_arg: Any) -> None:
-    """A step's body that stops when it is told to, as a transfer does between two pieces."""
-    wait_for_cancel()
-    raise CancelledError("the step was asked to stop")
-
-
-def ignores(_arg: Any) -> None:
-    """One that notices, and ends well all the same."""
-    wait_for_cancel()
-
-
-def first_call(world: World, step: str, body: Callable[[Any], None]) -> None:
-    """`body` is the step's first run; the next ones do it at once."""
-    world.hooks[step] = lambda arg: body(arg) if world.calls[step] == 1 else None
 
 
 async def progress_of(job: WorkflowHandle[Any, Any]) -> JobProgress:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import CancelledError
 
 from safehaul.messages.job import Excluded
 from safehaul.messages.plan import PlannedVm
@@ -60,3 +61,19 @@ def wait_for_cancel(seconds: float = 30.0) -> None:
     while time.monotonic() < deadline and not activity.is_cancelled():
         activity.heartbeat()
         time.sleep(0.02)
+
+
+def stops(_arg: Any) -> None:
+    """A step's body that stops when it is told to, as a transfer does between two pieces."""
+    wait_for_cancel()
+    raise CancelledError("the step was asked to stop")
+
+
+def ignores(_arg: Any) -> None:
+    """A step's body that notices, and ends well all the same."""
+    wait_for_cancel()
+
+
+def first_call(world: World, step: str, body: Callable[[Any], None]) -> None:
+    """`body` is the step's first run; the next ones do it at once."""
+    world.hooks[step] = lambda arg: body(arg) if world.calls[step] == 1 else None

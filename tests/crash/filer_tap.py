@@ -1,0 +1,74 @@
+"""What passes between access nodes and the filer: seen, paced, and every byte of a disk counted."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import defaultdict
+
+from lab.nfs_gate import ACCESS, LOOKUP, READ, NfsGate, Passing
+from tests.crash.sightings import Sighting, Sightings
+
+_NAMES = {LOOKUP: "LOOKUP", ACCESS: "ACCESS", READ: "READ"}
+_EXTENT = re.compile(r"(.+?)(-\d{6})?-(flat|delta)\.vmdk")
+_PACED_FROM_BYTES = 64 * 1024
+RATE_BYTES_S = 24 * 2**20
+"""Of each connection. A disk of the lab would be read in a blink otherwise, and nobody could die meanwhile."""
+
+
+def same_name(name: str) -> str:
+    """A file's name without what differs from job to job: the numbers of snapshots and redo logs."""
+    return re.sub(r"\d+", "N", name)
+
+
+class FilerTap:
+    """The gate's watcher."""
+
+    def __init__(self, gate: NfsGate, sightings: Sightings) -> None:
+        self._sightings = sightings
+        self._lock = threading.Lock()
+        self._read: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        gate.watcher = self._watch
+
+    def begin(self) -> None:
+        """Count bytes from nothing."""
+        with self._lock:
+            self._read.clear()
+
+    def read_again_bytes(self) -> dict[str, int]:
+        """By VM: bytes of its disks' extents that were served more than once, all tries together."""
+        with self._lock:
+            served = {name: list(spans) for name, spans in self._read.items()}
+        again: dict[str, int] = defaultdict(int)
+        for name, spans in served.items():
+            found = _EXTENT.fullmatch(name)
+            assert found is not None, name
+            again[found[1]] += sum(length for _, length in spans) - covered_bytes(spans)
+        return dict(again)
+
+    def _watch(self, passing: Passing) -> None:
+        if passing.answered and passing.procedure == READ and passing.length_bytes:
+            if _EXTENT.fullmatch(passing.name):
+                with self._lock:
+                    self._read[passing.name].append((passing.offset_bytes, passing.length_bytes))
+            if passing.length_bytes >= _PACED_FROM_BYTES:
+                time.sleep(passing.length_bytes / RATE_BYTES_S)
+        self._sightings.see(
+            Sighting(
+                "nfs",
+                f"{_NAMES[passing.procedure]} {same_name(passing.name)}",
+                "after" if passing.answered else "before",
+                client_port=passing.client_port,
+            ),
+            may_wait=True,
+        )
+
+
+def covered_bytes(spans: list[tuple[int, int]]) -> int:
+    """Bytes that stand in at least one of the (offset, length)s."""
+    covered = end = 0
+    for offset, length in sorted(spans):
+        covered += max(0, offset + length - max(offset, end))
+        end = max(end, offset + length)
+    return covered

@@ -6,6 +6,7 @@ Exit codes: 0, 1 with violations or when the harness failed, 2 for a case that i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soaking.add_argument("--minutes", type=float, default=30.0)
     soaking.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    # Everything that was started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return _do(given)
     except PlayerDiedError as error:

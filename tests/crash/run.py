@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -56,9 +57,12 @@ class PlayerProcess:
             raise PlayerDiedError(f"a player has ended: see {self.log}")
         return json.loads(line)
 
-    def close(self) -> None:
-        """Let it end its data centre."""
-        _pipe(self._process.stdin).close()
+    def close(self, *, at_once: bool = False) -> None:
+        """Let it end its data centre; `at_once`: also in the middle of a case."""
+        if at_once:
+            self._process.terminate()
+        with contextlib.suppress(OSError):
+            _pipe(self._process.stdin).close()
         self._process.wait()
 
 
@@ -84,9 +88,9 @@ class Matrix:
     def __enter__(self) -> Matrix:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for player in self._players.values():
-            player.close()
+            player.close(at_once=kind is not None)
 
     @property
     def results(self) -> Path:

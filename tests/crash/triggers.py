@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ STALLED_TASK_S = 30.0
 """How long vCenter sits on a creation that it has accepted."""
 _CREATE = Point("vcenter", "CreateSnapshot_Task")
 _LOOK_EVERY_S = 0.05
+_NO_ANSWER = (OSError, http.client.HTTPException)
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def release(stage: Stage) -> None:
     """Let whatever is held go on."""
     stage.sightings.release()
     # A vCenter that is dead holds nothing.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*_NO_ANSWER):
         stage.admin().release()
 
 
@@ -64,7 +66,7 @@ def _vcenter(stage: Stage, point: Point, over: threading.Event) -> threading.Thr
 
     def wait() -> None:
         while not over.is_set():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_NO_ANSWER):
                 port = admin.wait_held()
                 if port is not None:
                     stage.sightings.reach(Sighting(point.kind, point.name, point.when, client_port=port))

@@ -46,8 +46,8 @@ class History:
     ended_at: float = 0.0
     """When the end was seen, by `time.monotonic()`."""
 
-    def closing_report(self) -> dict[str, Any] | None:
-        """The report that stands in the end: the result, or what the failure carries. None when there is none."""
+    def closing_report(self) -> Any:
+        """The report that stands in the end, as JSON: the result, or what the failure carries. None without one."""
         if not self.events:
             return None
         last = self.events[-1]
@@ -137,7 +137,8 @@ class HistoryFollower:
     def busy_workers(self) -> list[str]:
         """Identities of the workers that have an activity of a running workflow now, as the server knows them."""
         with contextlib.suppress(RPCError, TimeoutError):
-            return self._call(self._busy_workers()).result(_ANSWER_WITHIN_S)
+            found: list[str] = self._call(self._busy_workers()).result(_ANSWER_WITHIN_S)
+            return found
         return []
 
     async def _busy_workers(self) -> list[str]:
@@ -189,7 +190,10 @@ class HistoryFollower:
 
     async def _take(self, history: History, event: HistoryEvent) -> None:
         history.events.append(event)
-        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED and history.first_input is None:
+        if (
+            event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
+            and history.first_input is None
+        ):
             history.first_input = _first(event.workflow_execution_started_event_attributes.input)
         self._told(history, event)
         if event.event_type == EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED:

@@ -85,7 +85,9 @@ def _unfinished(vms: list[VmReport], *, must_complete: bool) -> list[str]:
     if not must_complete:
         return []
     return [
-        f"{vm.name} is {vm.status}, and must be Completed: {vm.reason}" for vm in vms if vm.status != "Completed"
+        f"{vm.name} is {vm.status}, and must be Completed: {vm.reason}"
+        for vm in vms
+        if vm.status != "Completed"
     ]
 
 

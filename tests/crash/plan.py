@@ -49,9 +49,7 @@ def candidates(cell: Cell, points: Iterable[Point], seed: int) -> list[Case]:
         random.Random(f"{seed} {process} {aftermath} {kind}").shuffle(found)
     ordered: list[Case] = []
     while any(by_kind.values()):
-        for kind in _ROUND:
-            if by_kind.get(kind):
-                ordered.append(Case(process, aftermath, by_kind[kind].pop()))
+        ordered.extend(Case(process, aftermath, by_kind[kind].pop()) for kind in _ROUND if by_kind.get(kind))
     return ordered
 
 
@@ -91,7 +89,7 @@ class Plan:
     def next_case(self) -> Case | None:
         """A case of the cell that is least complete; None when nothing more is to be given out now."""
         open_cells = [cell for cell in self.candidates if self._wants(cell)]
-        for cell in sorted(open_cells, key=lambda cell: self._share(cell)):
+        for cell in sorted(open_cells, key=self._share):
             for case in self.candidates[cell]:
                 if case.id not in self.outcomes and case.id not in self._out:
                     self._out.add(case.id)

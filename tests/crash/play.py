@@ -154,7 +154,9 @@ def save_evidence(stage: Stage, outcome: Outcome, folder: Path) -> None:
         (target / log.name).write_bytes(log.read_bytes()[-200_000:])
     calls = stage.directory / "vcenter-calls.jsonl"
     (target / "vcenter-calls.jsonl").write_bytes(calls.read_bytes()[-200_000:])
-    (target / "vms.json").write_text("\n".join(vm.model_dump_json(indent=1) for vm in stage.hosts.state().vms))
+    (target / "vms.json").write_text(
+        "\n".join(vm.model_dump_json(indent=1) for vm in stage.hosts.state().vms)
+    )
 
 
 def _wait_for_point(stage: Stage, job: History) -> Sighting | None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from pydantic import TypeAdapter
 
@@ -85,7 +85,7 @@ class Matrix:
         self._players: dict[int, PlayerProcess] = {}
         build.mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> Matrix:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from tests.crash.play import Outcome, play
 from tests.crash.points import Case, parse_case
@@ -36,7 +36,7 @@ class Player:
         self._cases = 0
         self._read_again_clean = 0
 
-    def __enter__(self) -> Player:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

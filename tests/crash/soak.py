@@ -36,7 +36,15 @@ _JOBS_A_STAGE = 20
 _DISTURBED_S = 240.0
 # A pack, and what was in flight: the difference between one death and several is that the latter counts each time.
 _PACKS_A_KILL = MAX_REREAD_PACKS + IN_FLIGHT_BYTES / PACK_BYTES
-_VICTIMS = ("commserve", "access-node.node-1", "access-node.node-2", MEDIA_AGENT_WORKER, "temporal", "vcenter", "filer")
+_VICTIMS = (
+    "commserve",
+    "access-node.node-1",
+    "access-node.node-2",
+    MEDIA_AGENT_WORKER,
+    "temporal",
+    "vcenter",
+    "filer",
+)
 
 
 @dataclass
@@ -161,4 +169,3 @@ def _note(tally: Tally, outcome: Outcome, killed: list[str], seconds: float) -> 
     )
     for violation in outcome.violations:
         say(f"      {violation}")
-

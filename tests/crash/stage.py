@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from lab.datacentre import DataCentre
 from lab.esx.api import Settings
@@ -74,7 +75,13 @@ class Stage:
         self.directory.chmod(0o755)
         uid = UNUSED_UID if can_change_user() else None
         self.lab = DataCentre(
-            self.directory, crash_site(), worker_uid=uid, ui=False, gate=True, streams=1, nodes=("node-1", "node-2")
+            self.directory,
+            crash_site(),
+            worker_uid=uid,
+            ui=False,
+            gate=True,
+            streams=1,
+            nodes=("node-1", "node-2"),
         )
         if product is not None:
             self.lab.extra_environment["PYTHONPATH"] = str(product)
@@ -84,7 +91,7 @@ class Stage:
         self._foreign: list[str] = []
         self._open = contextlib.ExitStack()
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         try:
             self.lab.start()
             self.lab.start_workers()
@@ -146,7 +153,9 @@ class Stage:
             vc_guid="x",
         )
         self._take("one", "before the upgrade", "taken by Ada, keep")
-        self._take("one", f"safehaul {uuid.uuid4()}", "a snapshot of another product whose name looks like ours")
+        self._take(
+            "one", f"safehaul {uuid.uuid4()}", "a snapshot of another product whose name looks like ours"
+        )
         self._take("two", f"safehaul {other.first_run_id}", other.text())
         try:
             yield

@@ -39,7 +39,9 @@ class Victims:
         """Which process of the case's kind dies: the one that did what was seen, else one that is at work."""
         if case.process not in REPLACEABLE:
             return case.process
-        names = [name for name in sorted(self._lab.workers) if name.split("#")[0].split(".")[0] == case.process]
+        names = [
+            name for name in sorted(self._lab.workers) if name.split("#")[0].split(".")[0] == case.process
+        ]
         if len(names) == 1:
             return names[0]
         by_pid = {self._lab.workers[name].pid: name for name in names}

@@ -1,4 +1,4 @@
-"""The crash matrix notices a clean-up that is broken on purpose: a copy of the product with a defect is judged guilty."""
+"""The crash matrix notices a clean-up that is broken on purpose: copies of the product with a defect are guilty."""
 
 from __future__ import annotations
 

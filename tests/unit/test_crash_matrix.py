@@ -21,7 +21,12 @@ from tests.crash.sightings import Sighting, Sightings
 
 
 def _points() -> list[Point]:
-    kinds = {"vcenter": "CreateSnapshot_Task", "nfs": "READ one-flat.vmdk", "repository": "packs", "history": "ping"}
+    kinds = {
+        "vcenter": "CreateSnapshot_Task",
+        "nfs": "READ one-flat.vmdk",
+        "repository": "packs",
+        "history": "ping",
+    }
     found = [
         Point(kind, name, nth, when)
         for kind, name in kinds.items()
@@ -50,7 +55,13 @@ def test_a_case_is_its_line(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["filer/never/clock:1", "hosts/late/clock:1", "vcenter/late/clock:soon", "vcenter/late/zombie:x", "vcenter"],
+    [
+        "filer/never/clock:1",
+        "hosts/late/clock:1",
+        "vcenter/late/clock:soon",
+        "vcenter/late/zombie:x",
+        "vcenter",
+    ],
 )
 def test_what_is_no_case_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no point|does not begin with"):
@@ -73,7 +84,9 @@ def test_the_whole_plan_covers_each_pair_and_kind_and_is_the_same_again() -> Non
 
 def test_the_sample_kills_each_process_twice() -> None:
     sample = plan.made(_points(), 1, quick=True)
-    killed = {process: sum(n for cell, n in sample.wanted.items() if cell[0] == process) for process in PROCESSES}
+    killed = {
+        process: sum(n for cell, n in sample.wanted.items() if cell[0] == process) for process in PROCESSES
+    }
     assert killed == dict.fromkeys(PROCESSES, 2)
     assert len({sample.candidates[cell][0].point.kind for cell in sample.wanted}) > 2
 

@@ -11,7 +11,9 @@ from lab.nfs_gate import ACCESS, LOOKUP, READ, NfsGate, Passing
 from tests.crash.sightings import Sighting, Sightings
 
 _NAMES = {LOOKUP: "LOOKUP", ACCESS: "ACCESS", READ: "READ"}
-_EXTENT = re.compile(r"(.+?)(-\d{6})?-(flat|delta)\.vmdk")
+_FLAT = "-flat.vmdk"
+"""Of a disk's files the one that a try reads once, from where it begins to the end. The redo logs are small here, and
+what they hold lies in the order in which it was written: it is read in pieces that overlap."""
 _PACED_FROM_BYTES = 64 * 1024
 RATE_BYTES_S = 24 * 2**20
 """Of each connection. A disk of the lab would be read in a blink otherwise, and nobody could die meanwhile."""
@@ -37,19 +39,16 @@ class FilerTap:
             self._read.clear()
 
     def read_again_bytes(self) -> dict[str, int]:
-        """By VM: bytes of its disks' extents that were served more than once, all tries together."""
+        """By VM: bytes of its disk that were served more than once, all tries together."""
         with self._lock:
-            served = {name: list(spans) for name, spans in self._read.items()}
-        again: dict[str, int] = defaultdict(int)
-        for name, spans in served.items():
-            found = _EXTENT.fullmatch(name)
-            assert found is not None, name
-            again[found[1]] += sum(length for _, length in spans) - covered_bytes(spans)
-        return dict(again)
+            return {
+                name.removesuffix(_FLAT): sum(length for _, length in spans) - covered_bytes(spans)
+                for name, spans in self._read.items()
+            }
 
     def _watch(self, passing: Passing) -> None:
         if passing.answered and passing.procedure == READ and passing.length_bytes:
-            if _EXTENT.fullmatch(passing.name):
+            if passing.name.endswith(_FLAT):
                 with self._lock:
                     self._read[passing.name].append((passing.offset_bytes, passing.length_bytes))
             if passing.length_bytes >= _PACED_FROM_BYTES:

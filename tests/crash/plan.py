@@ -39,18 +39,36 @@ Cell = tuple[str, str]
 
 
 def candidates(cell: Cell, points: Iterable[Point], seed: int) -> list[Case]:
-    """Every case of a cell, in the order in which they are tried: kind by kind, and by chance within each."""
+    """Every case of a cell, in the order in which they are tried: kind by kind, and by chance within each.
+
+    What is seen rarely (a creation of a snapshot) has its turn as often as what is seen all the time (a look at a VM).
+    """
     process, aftermath = cell
-    by_kind: dict[str, list[Point]] = {}
+    by_name: dict[str, dict[str, list[Point]]] = {}
     for point in sorted(points):
         if point.kind != "zombie" or process in _ZOMBIES_OF:
-            by_kind.setdefault(point.kind, []).append(point)
-    for kind, found in by_kind.items():
-        random.Random(f"{seed} {process} {aftermath} {kind}").shuffle(found)
+            by_name.setdefault(point.kind, {}).setdefault(point.name, []).append(point)
+    by_kind = {
+        kind: _mixed(names, random.Random(f"{seed} {process} {aftermath} {kind}"))
+        for kind, names in by_name.items()
+    }
     ordered: list[Case] = []
     while any(by_kind.values()):
         ordered.extend(Case(process, aftermath, by_kind[kind].pop()) for kind in _ROUND if by_kind.get(kind))
     return ordered
+
+
+def _mixed(by_name: dict[str, list[Point]], chance: random.Random) -> list[Point]:
+    """All points, by chance, such that the names take turns; the last ones are used first."""
+    queues = list(by_name.values())
+    for queue in queues:
+        chance.shuffle(queue)
+    turns: list[Point] = []
+    while queues:
+        chance.shuffle(queues)
+        turns += [queue.pop() for queue in queues]
+        queues = [queue for queue in queues if queue]
+    return turns[::-1]
 
 
 def made(points: list[Point], seed: int, *, quick: bool) -> Plan:

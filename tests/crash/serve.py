@@ -10,6 +10,7 @@ and histories grow.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -96,7 +97,8 @@ def serve(player: Player, orders: TextIO, answers: TextIO) -> None:
 
 def main(evidence: Path, product: Path | None) -> None:
     """Serve on this process's own standard input and output."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # nothing that is printed by chance may stand among the answers
-    with Player(evidence, product) as player:
-        serve(player, sys.stdin, answers)
+    # Nothing that a library prints may stand among the answers: Temporal's client writes its warnings to standard output.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        with Player(evidence, product) as player:
+            serve(player, sys.stdin, answers)

@@ -97,7 +97,7 @@ def serve(player: Player, orders: TextIO, answers: TextIO) -> None:
 
 def main(evidence: Path, product: Path | None) -> None:
     """Serve on this process's own standard input and output."""
-    # Nothing that a library prints may stand among the answers: Temporal's client writes its warnings to standard output.
+    # What a library prints may not stand among the answers: Temporal's client writes its warnings to standard output.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         with Player(evidence, product) as player:

@@ -75,15 +75,16 @@ def judge(stage: Stage, at_first: Before, job: History, *, must_complete: bool) 
         children = {item.workflow_id: item for item in stage.follower.histories() if item.type == "BackupVm"}
         for vm in vms:
             verdict.violations += _vm(stage, repository, children.get(vm.child_id), vm)
-        verdict.violations += _unfinished(vms, must_complete=must_complete)
+        if must_complete:
+            verdict.violations += _unfinished(report, vms)
     finally:
         repository.close()
     return verdict
 
 
-def _unfinished(vms: list[VmReport], *, must_complete: bool) -> list[str]:
-    if not must_complete:
-        return []
+def _unfinished(report: JobReport, vms: list[VmReport]) -> list[str]:
+    if not vms:
+        return [f"the job is {report.status} before it had a VM, and must be Completed: {report.reason}"]
     return [
         f"{vm.name} is {vm.status}, and must be Completed: {vm.reason}"
         for vm in vms
@@ -93,11 +94,12 @@ def _unfinished(vms: list[VmReport], *, must_complete: bool) -> list[str]:
 
 def _job(job: History, report: JobReport, vms: list[VmReport]) -> Iterator[str]:
     """The job's own word against its history and its VMs."""
-    if sorted(vm.name for vm in vms) != sorted(VMS):
+    planned = bool(vms) or report.status != "Failed"
+    if planned and sorted(vm.name for vm in vms) != sorted(VMS):
         yield f"the report tells of {sorted(vm.name for vm in vms)}, the group has {sorted(VMS)}"
     statuses = {str(vm.status) for vm in vms}
     expected = "Completed" if statuses == {"Completed"} else "Failed" if statuses == {"Failed"} else "Partial"
-    if report.status != expected:
+    if planned and report.status != expected:
         yield f"the job is {report.status}: {report.reason}; its VMs are {sorted(statuses)}"
     if job.end != _ENDS[report.status]:
         yield f"the job's report says {report.status}, its workflow has ended {job.end}"

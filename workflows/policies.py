@@ -212,8 +212,8 @@ COORDINATOR = StepPolicy(
     retry=_BEFORE,
 )
 # A node prepares by logging in and opening exports; a dead filer costs it its own connect time-outs. Nearly two minutes
-# of a vCenter that is away (1 + 2 + 4 + 8 s, then six times 15 s): for all nodes alike that would fail the job. As
-# long one node that is kept out alone may delay the others.
+# of a vCenter that is away (1 + 2 + 4 + 8 s, then six times 15 s), which fails all nodes alike. For as long one single
+# node that is kept out may delay the others.
 PREPARE = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(minutes=5),

@@ -31,12 +31,33 @@ class FilerTap:
         self._sightings = sightings
         self._lock = threading.Lock()
         self._read: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._marks: dict[str, int] = {}
         gate.watcher = self._watch
 
     def begin(self) -> None:
         """Count bytes from nothing."""
         with self._lock:
             self._read.clear()
+            self._marks.clear()
+
+    def mark(self) -> None:
+        """Tell what has been served until now apart from what will be."""
+        with self._lock:
+            self._marks = {name: len(spans) for name, spans in self._read.items()}
+
+    def recorded_again_bytes(self, recorded: dict[str, int]) -> dict[str, int]:
+        """By VM: bytes below `recorded` (by VM, from the disk's start) that were served before the mark and after."""
+        found: dict[str, int] = {}
+        with self._lock:
+            for name, spans in self._read.items():
+                vm, mark = name.removesuffix(_FLAT), self._marks.get(name, 0)
+                before, end = spans[:mark], recorded.get(vm, 0)
+                after = [
+                    (offset, min(length, end - offset)) for offset, length in spans[mark:] if offset < end
+                ]
+                new = covered_bytes([*before, *after]) - covered_bytes(before)
+                found[vm] = sum(length for _, length in after) - new
+        return found
 
     def read_again_bytes(self) -> dict[str, int]:
         """By VM: bytes of its disk that were served more than once, all tries together."""

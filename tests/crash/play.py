@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from activities.read_ahead import READ_BYTES
+from safehaul.media.encoder import HELD_CHUNKS
 from safehaul.media.writer import RECORD_PACKS
+from tests.crash.committed import durable_bytes
 from tests.crash.expectations import must_complete
 from tests.crash.histories import History
 from tests.crash.judge import Verdict, before, judge, leftovers
@@ -23,8 +25,9 @@ from tests.crash.victims import Victims
 PACK_BYTES = RECORD_PACKS * MIB
 """How much of a disk one pack may stand for: the lab's packs have 1 MiB, and what compresses well is recorded after
 four packs' worth of disk at the latest."""
-IN_FLIGHT_BYTES = 4 * READ_BYTES
-"""What an access node has read ahead of the writer (`activities.read_ahead`): it dies with the process."""
+IN_FLIGHT_BYTES = 4 * READ_BYTES + HELD_CHUNKS * MIB
+"""What an access node may have read and not yet put into a pack, ahead of the writer (`activities.read_ahead`) and in
+its hands: it is lost with the try."""
 MAX_REREAD_PACKS = 1.0
 JOB_WITHIN_S = 420.0
 """A step of the CommServe without heartbeats is known to be lost after two minutes, one of the others after 20 s."""
@@ -92,6 +95,8 @@ def _play(stage: Stage, case: Case, victims: Victims, outcome: Outcome, read_aga
         outcome.victim = victims.chosen(case, sighting)
         victims.kill(outcome.victim)
         killed = time.monotonic()
+        stage.filer_tap.mark()
+        recorded = durable_bytes(stage)
         releasing = threading.Timer(release_after_s(case.point), release, [stage])
         releasing.start()
         revived = _come_back(case, victims, outcome.victim, killed, job)
@@ -103,6 +108,11 @@ def _play(stage: Stage, case: Case, victims: Victims, outcome: Outcome, read_aga
     outcome.status, outcome.statuses = verdict.status, verdict.statuses
     outcome.violations += [
         f"{name} ended although nobody had killed it" for name in victims.ended_by_themselves(outcome.victim)
+    ]
+    outcome.violations += [
+        f"{again} bytes of the disk of {vm} were recorded before the kill and read again"
+        for vm, again in stage.filer_tap.recorded_again_bytes(recorded).items()
+        if again > read_again_clean
     ]
     outcome.reread_packs = reread_packs(stage, read_again_clean)
     if outcome.reread_packs > MAX_REREAD_PACKS:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.nfs_gate import READ, NfsGate, Passing
 from lab.vcenter.holding import CallHold, HoldOrder
 from tests.crash import plan, table
 from tests.crash.expectations import must_complete
-from tests.crash.filer_tap import covered_bytes, same_name
+from tests.crash.filer_tap import FilerTap, covered_bytes, same_name
 from tests.crash.folder_watch import FolderWatch
 from tests.crash.play import Outcome
 from tests.crash.points import AFTERMATHS, PROCESSES, Case, Point, cells, parse_case, parse_point
@@ -141,6 +142,27 @@ def test_a_vm_must_be_completed_unless_its_node_stays_away() -> None:
 )
 def test_bytes_that_were_served_twice_count_once(spans: list[tuple[int, int]], covered: int) -> None:
     assert covered_bytes(spans) == covered
+
+
+def test_what_was_recorded_and_is_read_again_is_found() -> None:
+    gate = NfsGate(0)
+    tap = FilerTap(gate, Sightings())
+
+    def read(offset: int, length: int) -> None:
+        assert gate.watcher is not None
+        gate.watcher(Passing(READ, "one-flat.vmdk", 7, offset, length, answered=True))
+
+    read(0, 10)
+    read(10, 10)
+    tap.mark()
+    read(15, 10)
+    assert tap.read_again_bytes() == {"one": 5}
+    assert tap.recorded_again_bytes({"one": 15}) == {"one": 0}
+    assert tap.recorded_again_bytes({"one": 18}) == {"one": 3}
+    assert tap.recorded_again_bytes({"one": 32}) == {"one": 5}
+    assert tap.recorded_again_bytes({}) == {"one": 0}
+    tap.begin()
+    assert tap.read_again_bytes() == {}
 
 
 def test_names_that_differ_from_job_to_job_are_one() -> None:

@@ -57,10 +57,12 @@ class PlayerProcess:
             raise PlayerDiedError(f"a player has ended: see {self.log}")
         return json.loads(line)
 
-    def close(self, *, at_once: bool = False) -> None:
-        """Let it end its data centre; `at_once`: also in the middle of a case."""
-        if at_once:
-            self._process.terminate()
+    def stop(self) -> None:
+        """Have it end its data centre now, also in the middle of a case."""
+        self._process.terminate()
+
+    def close(self) -> None:
+        """Let it end its data centre when it has answered."""
         with contextlib.suppress(OSError):
             _pipe(self._process.stdin).close()
         self._process.wait()
@@ -89,8 +91,11 @@ class Matrix:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for player in self._players.values():
+                player.stop()
         for player in self._players.values():
-            player.close(at_once=kind is not None)
+            player.close()
 
     @property
     def results(self) -> Path:

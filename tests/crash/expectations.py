@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.crash.points import Case
 
-FAILOVER = False
-"""A VM whose access node is gone goes on on another one. Until it does, such a VM may end Failed, truthfully."""
+FAILOVER = True
+"""A VM whose access node is gone goes on on another one. Without that such a VM may end Failed, truthfully."""
 
 _AWAY = ("late", "never")
 

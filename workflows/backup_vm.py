@@ -231,6 +231,8 @@ class BackupVm:
         except ActivityError:
             self._unheard_at = self._node.died_at if self._node.dead else self._unheard_at
             raise
+        if snapshot.unheard:
+            self._unheard_at = workflow.now()
         self._story.snapshot(snapshot)
         return snapshot
 

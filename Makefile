@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all cancels bench check format venv lock clean
+.PHONY: help demo test test-all cancels bench crash-matrix soak check format venv lock clean
 
 help: ## Show what can be done here
 	@echo 'safehaul: backs up VMware VMs on NFS datastores straight from the filer.'
@@ -43,6 +43,12 @@ cancels: venv ## Measure how soon a cancel is followed by the snapshot's removal
 
 bench: venv ## Measure beside restic, borg and zstd (minutes; FULL=1: an hour, writes docs/performance.md)
 	@$(BIN)/python -m tests.bench $(if $(FULL),--full) $(BENCH_ARGS)
+
+crash-matrix: venv ## Kill every process at every kind of moment (hours, goes on where it was; QUICK=1: minutes; CASE=…, FRESH=1, JOBS=2)
+	@$(BIN)/python -m tests.crash $(if $(CASE),case '$(CASE)',matrix --jobs $(or $(JOBS),2) $(if $(QUICK),--quick) $(if $(FRESH),--fresh))
+
+soak: venv ## Jobs back to back while processes die at random (SOAK_MINUTES=30)
+	@$(BIN)/python -m tests.crash soak --minutes $(or $(SOAK_MINUTES),30) --seed $(or $(SOAK_SEED),0)
 
 check: venv ## Check style, formatting, types and layers
 	@$(BIN)/ruff check .

@@ -94,6 +94,7 @@ class Snapshots:
             description=taken.description,
             created=taken.created,
             quiesced=taken.quiesced,
+            unheard=activity.info().attempt > 1,
         )
 
     @step("watch_snapshot")

@@ -172,9 +172,9 @@ class DataCentre:
         for worker in self.workers.values():
             worker.wait_until(worker.says_ready)
 
-    def start_worker(self, *role: str, wait: bool = True) -> LabProcess:
-        """Start one worker with `safehaul worker ROLE [NAME]`."""
-        name = ".".join(role)
+    def start_worker(self, *role: str, wait: bool = True, label: str = "") -> LabProcess:
+        """Start one worker with `safehaul worker ROLE [NAME]`; `label` tells a second one of the same name apart."""
+        name = label or ".".join(role)
         log = self.directory / "logs" / f"{name}.log"
         log.unlink(missing_ok=True)
         worker = LabProcess(

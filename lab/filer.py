@@ -176,6 +176,17 @@ class Filer:
             self._log.close()
             self._log = None
 
+    def kill(self) -> None:
+        """SIGKILL, as a filer that loses its power; `start_again` brings it back where it was."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
+
+    def start_again(self) -> None:
+        """As `start`, on the port that it had: what clients know stays true. Raises FilerError."""
+        self._fixed_port = True
+        self.start()
+
     def served_bytes(self) -> int:
         """See `FilerControl.served_bytes`."""
         return self.control.served_bytes()

@@ -88,6 +88,16 @@ class RcloneFilers:
         self._reading.stop()
         self._writing.stop()
 
+    def kill(self) -> None:
+        """SIGKILL both, as a filer that loses its power."""
+        self._reading.kill()
+        self._writing.kill()
+
+    def start_again(self) -> None:
+        """Start both again where they were; the counter of served bytes begins anew. Raises FilerError."""
+        self._reading.start_again()
+        self._writing.start_again()
+
     def served_bytes(self) -> int:
         """See `Filers`."""
         return self._reading.served_bytes()

@@ -10,7 +10,8 @@ import contextlib
 import socket
 import struct
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Self
@@ -51,6 +52,25 @@ class _Hold:
 
 
 @dataclass(frozen=True)
+class Passing:
+    """A LOOKUP, ACCESS or READ of a file on its way through the gate, or the answer to it.
+
+    `length_bytes` of a READ is what was asked for; of its answer, what came (0 when it failed).
+    """
+
+    procedure: int
+    name: str
+    client_port: int
+    offset_bytes: int = 0
+    length_bytes: int = 0
+    answered: bool = False
+
+
+Watcher = Callable[[Passing], None]
+"""Is told of each call and each answer on the connection's own thread: the gate waits until it returns."""
+
+
+@dataclass(frozen=True)
 class _Call:
     """The parts of an NFS call that rules look at."""
 
@@ -67,6 +87,7 @@ class NfsGate:
         self.upstream_port = upstream_port
         self.port = 0
         self._rules: tuple[Rule, ...] = ()
+        self.watcher: Watcher | None = None
         self._hold: _Hold | None = None
         self._held: list[str] = []
         self._holding = threading.Condition()
@@ -150,7 +171,7 @@ class NfsGate:
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = listener.accept()
+                client, address = listener.accept()
             except OSError:
                 return
             try:
@@ -161,7 +182,7 @@ class NfsGate:
             server.settimeout(None)
             with self._lock:
                 self._connections |= {client, server}
-            pair = _Pair(self, client, server)
+            pair = _Pair(self, client, server, int(address[1]))
             self._run(pair.calls)
             self._run(pair.replies)
 
@@ -183,6 +204,25 @@ class NfsGate:
             ):
                 return rule.status
         return None
+
+    def passing(self, call: _Call, client_port: int) -> Passing | None:
+        """What a watcher is told of a call; None when there is nobody to tell, or nothing."""
+        if self.watcher is None or call.procedure not in (LOOKUP, ACCESS, READ):
+            return None
+        handle, rest = _opaque(call.arguments)
+        if call.procedure == LOOKUP:
+            return Passing(LOOKUP, _opaque(rest)[0].decode(errors="replace"), client_port)
+        name = self._names.get(handle, "")
+        if call.procedure == ACCESS:
+            return Passing(ACCESS, name, client_port)
+        offset_bytes, length_bytes = struct.unpack_from(">QI", rest)
+        return Passing(READ, name, client_port, offset_bytes, length_bytes)
+
+    def show(self, passing: Passing) -> None:
+        """Tell the watcher, if there is one."""
+        watcher = self.watcher
+        if watcher is not None:
+            watcher(passing)
 
     def wait_while_held(self, call: _Call) -> None:
         """Return when no hold concerns the call."""
@@ -210,11 +250,13 @@ class NfsGate:
 class _Pair:
     """One client's connection and ours to the filer for it."""
 
-    def __init__(self, gate: NfsGate, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, gate: NfsGate, client: socket.socket, server: socket.socket, client_port: int) -> None:
         self._gate = gate
         self._client = client
         self._server = server
+        self._client_port = client_port
         self._looked_up: dict[int, str] = {}
+        self._passing: dict[int, Passing] = {}
         self._sending = threading.Lock()
 
     def calls(self) -> None:
@@ -231,6 +273,10 @@ class _Pair:
                 if call and call.procedure == LOOKUP:
                     name = _opaque(_opaque(call.arguments)[1])[0]
                     self._looked_up[call.xid] = name.decode(errors="replace")
+                passing = self._gate.passing(call, self._client_port) if call else None
+                if call and passing:
+                    self._passing[call.xid] = passing
+                    self._gate.show(passing)
                 self._server.sendall(_framed(record))
         except (OSError, struct.error):
             pass  # Either side hung up, which is passed on below.
@@ -249,6 +295,9 @@ class _Pair:
                     and record[4:28] == struct.pack(">6I", 1, 0, 0, 0, 0, 0)
                 ):
                     self._gate.learn(_opaque(record[28:])[0], name)
+                passing = self._passing.pop(struct.unpack_from(">I", record)[0], None)
+                if passing:
+                    self._gate.show(replace(passing, answered=True, length_bytes=_read_bytes(record)))
                 self._answer(record)
         except (OSError, struct.error):
             pass  # Either side hung up, which is passed on below.
@@ -311,6 +360,16 @@ def _parse_call(record: bytes) -> _Call | None:
     if flavor == 1:
         (uid,) = struct.unpack_from(">I", _opaque(credential[4:])[1])
     return _Call(xid, procedure, uid, _opaque(rest[4:])[1])
+
+
+def _read_bytes(record: bytes) -> int:
+    """The count of a READ's answer (RFC 1813, 3.3.6); 0 when it failed. Of another answer it means nothing."""
+    # xid, REPLY, accepted, verifier (flavor, empty), SUCCESS, status, then whether attributes (84 bytes) follow.
+    if len(record) < 36 or record[20:28] != bytes(8):
+        return 0
+    (has_attributes,) = struct.unpack_from(">I", record, 28)
+    at = 32 + 84 * has_attributes
+    return int(struct.unpack_from(">I", record, at)[0]) if has_attributes < 2 and len(record) >= at + 4 else 0
 
 
 def _reply(call: _Call, status: int) -> bytes:

@@ -18,7 +18,7 @@ _A_COMMAND = re.compile(
     r"safehaul (?:-|(?:demo|version|setup)\b|"
     r"(?:worker|group|job|backups|copy|restore|repo|retention|snapshots|catalog|config) [a-z])|"
     r"temporal (?:workflow|server|operator|worker|activity|batch|schedule|task-queue) [a-z]|"
-    r"make (?:demo|test|test-all|bench|check|venv|format|lock|clean)\b|"
+    r"make (?:demo|test|test-all|bench|crash-matrix|soak|check|venv|format|lock|clean)\b|"
     r"(?:apt|apt-get|dnf|pip|uv) (?:install|update)|"
     r"python3? -|git (?:clone|checkout|pull) |openssl [a-z_]+ -|curl -|docker run|systemctl [a-z]|mount -|"
     r"export \w+=|\. \.?/?\.venv"
@@ -27,6 +27,7 @@ _A_COMMAND = re.compile(
 ELSEWHERE = {
     r"make demo( |$)": "tests/e2e/test_demo.py; with --keep the fixture of tests/e2e/test_documented_commands.py",
     r"make test( |$)": ".ci/run",
+    r"make crash-matrix ": ".ci/run plays the sample; tests/fault/test_broken_clean_up.py plays single cases",
     r"make bench( |$)": "tests/e2e/test_bench.py, with a small disk",
     r"safehaul worker ": "lab/datacentre.py starts every worker so",
     r"safehaul repo init$": "lab/datacentre.py makes every repository so; a second one is refused",

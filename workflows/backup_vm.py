@@ -255,6 +255,8 @@ class BackupVm:
         self._asked_at = workflow.now()
         with self._story.step(6, "making the snapshot"):
             snapshot = await take_snapshot(self._node, self._input.options, plan)
+        if snapshot.unheard:
+            self._node.unheard_at = workflow.now()
         self._story.snapshot(snapshot)
         return snapshot
 

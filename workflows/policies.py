@@ -223,19 +223,27 @@ COMMSERVE = StepPolicy(
     schedule_to_close=AGENT_SILENT_AFTER,
     retry=_SOON,
 )
-# Discovery of 10,000 VMs takes minutes; it heartbeats with each page.
+# Discovery of 10,000 VMs takes minutes; it heartbeats with each page. A vCenter that restarts is waited for: without
+# this step no VM has a backup tonight.
 COORDINATOR = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(hours=1),
     heartbeat=HEARTBEAT,
-    retry=_SOON,
+    retry=_BEFORE,
 )
-# A node prepares by logging in and opening exports; a dead filer costs it its own connect time-outs.
+# A node prepares by logging in and opening exports; a dead filer costs it its own connect time-outs. Nearly two minutes
+# of a vCenter that is away (1 + 2 + 4 + 8 s, then six times 15 s), which fails all nodes alike. For as long one single
+# node that is kept out may delay the others.
 PREPARE = StepPolicy(
     schedule_to_start=NODE_SILENT_AFTER,
     start_to_close=timedelta(minutes=5),
     heartbeat=HEARTBEAT,
-    retry=RetryPolicy(maximum_attempts=2),
+    retry=RetryPolicy(
+        initial_interval=timedelta(seconds=1),
+        backoff_coefficient=2.0,
+        maximum_interval=timedelta(seconds=15),
+        maximum_attempts=11,
+    ),
 )
 # Short steps of a VM on its node: looks, checks, small files. They wait for a cancel to be seen, so that a
 # step never goes on behind a workflow that has already ended. The look before step 6:

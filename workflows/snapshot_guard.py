@@ -137,8 +137,8 @@ async def remove_snapshot(
         asked_at: when the creation began. One that failed sooner than a worker can be taken for dead is over; of one
             that failed later a try may still be under way, unheard, and ask vCenter: then a second look is taken.
         node_is_dead: nobody took a step of the VM's node, nor a ping: another node is asked at once.
-        unheard_at: when a node was found dead while it was making the snapshot: what it asks vCenter for yet has the
-            same name as the one that another node has made since.
+        unheard_at: when a node was found dead while it was making the snapshot, or a later try than the first had made
+            it: what an earlier one has asked vCenter for may be made yet, and has the same name.
     """
     removal = RemovalInput(
         vm=ref,

@@ -1,4 +1,4 @@
-"""Orders to a running front that no real vCenter takes: expire all sessions, tell call counts."""
+"""Orders to a running front that no real vCenter takes: expire all sessions, tell call counts, hold a call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import ssl
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from lab.vcenter.holding import HoldOrder, When
 
 
 class VCenterAdmin:
@@ -36,20 +38,33 @@ class VCenterAdmin:
         """Live sessions."""
         return int(self._call("GET", "/lab/status")["sessions"])
 
-    def _call(self, method: str, path: str) -> dict[str, Any]:
+    def hold(self, method: str, nth: int, when: When) -> None:
+        """Hold the `nth` call of `method` from now on, before its execution or after it, until `release`."""
+        self._call("POST", "/lab/hold", HoldOrder(method=method, nth=nth, when=when).model_dump_json())
+
+    def wait_held(self) -> int | None:
+        """The TCP port of the client whose call is held; None when none is within a few seconds."""
+        answer = self._call("POST", "/lab/wait-held")
+        return int(answer["client_port"]) if answer["reached"] else None
+
+    def release(self) -> None:
+        """Let the held call go on."""
+        self._call("POST", "/lab/release")
+
+    def _call(self, method: str, path: str, body: str = "") -> dict[str, Any]:
         connection = http.client.HTTPSConnection(
             *self._address, context=self._context, timeout=self._timeout_s
         )
         try:
-            connection.request(
-                method, path, headers={"Authorization": f"Bearer {self._token}", "Content-Length": "0"}
-            )
+            content = body.encode()
+            headers = {"Authorization": f"Bearer {self._token}", "Content-Length": str(len(content))}
+            connection.request(method, path, content, headers)
             answer = connection.getresponse()
-            body = answer.read()
+            received = answer.read()
         finally:
             connection.close()
         if answer.status != 200:
             message = f"the front answered {method} {path} with HTTP {answer.status}"
             raise ConnectionError(message)
-        parsed: dict[str, Any] = json.loads(body)
+        parsed: dict[str, Any] = json.loads(received)
         return parsed

@@ -1,7 +1,8 @@
 """HTTPS in front of the dispatcher: one thread per connection, keep-alive, bounded requests.
 
-Beside `/sdk` it answers `POST /lab/expire-sessions` and `GET /lab/status` for tests that hold the token of
-the state directory (`admin.token`); a real vCenter has no such addresses.
+Beside `/sdk` it answers `POST /lab/expire-sessions`, `GET /lab/status`, and `POST /lab/hold`, `/lab/wait-held` and
+`/lab/release` (see lab.vcenter.holding) for tests that hold the token of the state directory (`admin.token`); a real
+vCenter has no such addresses.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lab.esx.client import HostUnreachableError
 from lab.vcenter import methods_collector, methods_search, methods_session, methods_vm, rest, soap
 from lab.vcenter.body import BodyRefusedError, request_body
 from lab.vcenter.dispatch import DropConnection, Invocation, Registry, invoke
+from lab.vcenter.holding import CallHold, HoldOrder
 from lab.vcenter.reflect import moid_of, property_info
 from lab.vcenter.scope import VCenter
 from lab.vcenter.sessions import Session, TooManySessionsError
@@ -33,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_CONNECTIONS = 256
 _IDLE_TIMEOUT_S = 300.0
 _HANDSHAKE_TIMEOUT_S = 10.0
+_LONG_POLL_S = 5.0
 _COOKIE = re.compile(r'vmware_soap_session="?([0-9a-f]{8,64})"?')
 
 
@@ -55,6 +58,7 @@ class Server(ThreadingHTTPServer):
         self.vcenter = vcenter
         self.registry = registry()
         self.admin_token = admin_token
+        self.hold = CallHold()
         self._context = context
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), Handler)
@@ -121,9 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path in ("/sdk", "/sdk/", "/sdk/vimService"):
             self._serve_call(body)
-        elif self.path == "/lab/expire-sessions" and self._is_admin():
-            count = self.server.vcenter.sessions.expire_all()
-            self._answer(200, json.dumps({"expired": count}).encode(), content_type="application/json")
+        elif self.path.startswith("/lab/") and self._is_admin():
+            self._serve_order(self.path.removeprefix("/lab/"), body)
         elif self.path.startswith("/api/"):
             self._serve_rest(body)
         else:
@@ -145,6 +148,23 @@ class Handler(BaseHTTPRequestHandler):
         self.server.vcenter.log.record(answer.name, "", user=answer.user, fault=failed, started=started)
         content = b"" if answer.value is None else json.dumps(answer.value).encode()
         self._answer(answer.status, content, content_type="application/json")
+
+    def _serve_order(self, order: str, body: bytes) -> None:
+        """What a test wants done that no client of a vCenter can ask for."""
+        hold = self.server.hold
+        answer: dict[str, Any] = {}
+        if order == "expire-sessions":
+            answer = {"expired": self.server.vcenter.sessions.expire_all()}
+        elif order == "hold":
+            hold.arm(HoldOrder.model_validate_json(body))
+        elif order == "wait-held":
+            answer = hold.wait_reached(_LONG_POLL_S)
+        elif order == "release":
+            hold.release()
+        else:
+            self._answer(404, b"", content_type="text/plain")
+            return
+        self._answer(200, json.dumps(answer).encode(), content_type="application/json")
 
     def _serve_call(self, body: bytes) -> None:
         started = time.monotonic()
@@ -169,6 +189,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _run(self, call: soap.Call, session: Session | None, version: str, started: float) -> None:
         outcome, answer, status, cookie = "", b"", 200, None
+        visit = self.server.hold.arrive(call.method, int(self.client_address[1]))
+        self.server.hold.stop_here(visit, "before")
         try:
             invocation = self._invocation(call, session)
             value = invoke(self.server.registry, invocation)
@@ -199,6 +221,7 @@ class Handler(BaseHTTPRequestHandler):
                 vmodl.fault.SystemError(msg="A general system error occurred", reason="internal error"),
                 version,
             )
+        self.server.hold.stop_here(visit, "after")
         detail = str(call.arguments.get("prop", "")) if call.method == "Fetch" else ""
         user = session.user if session else ""
         self.server.vcenter.log.record(

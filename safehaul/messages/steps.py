@@ -72,6 +72,8 @@ class SnapshotRef(Message):
     created: str
     quiesced: bool = False
     warnings: list[str] = Field(default_factory=list)
+    unheard: bool = False
+    """An earlier try may have asked vCenter too and had no answer: what it asked for may be made yet, beside this."""
 
 
 class FileIdentity(Message):

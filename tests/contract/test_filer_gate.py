@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,6 +18,7 @@ from lab.nfs_gate import (
     NFS3ERR_STALE,
     READ,
     NfsGate,
+    Passing,
     Rule,
 )
 from safehaul.errors import BusyError, PermissionRefusedError, VmMovedError
@@ -102,3 +105,29 @@ def test_a_busy_filer_is_busy(gate: NfsGate) -> None:
         gate.refuse(Rule("vm-flat.vmdk", NFS3ERR_JUKEBOX))
         with pytest.raises(BusyError, match="later"):
             file.read_into(0, bytearray(4))
+
+
+def test_a_watcher_sees_each_call_and_its_answer_and_both_wait_for_it(gate: NfsGate) -> None:
+    seen: list[Passing] = []
+    gate.watcher = seen.append
+    with NfsClientExport(_definition(gate)) as export:
+        _read(export, "vm/vm-flat.vmdk")
+    reads = [item for item in seen if item.procedure == READ and item.name == "vm-flat.vmdk"]
+    assert [item.answered for item in reads] == [False, True]
+    assert reads[0].length_bytes >= reads[1].length_bytes == 4000
+    assert {item.client_port for item in reads} == {reads[0].client_port} != {0}
+    assert any(item.procedure == LOOKUP and item.name == "vm-flat.vmdk" for item in seen)
+    go_on, waits = threading.Event(), threading.Event()
+
+    def hold(passing: Passing) -> None:
+        if passing.procedure == READ and not passing.answered:
+            waits.set()
+            go_on.wait(10)
+
+    gate.watcher = hold
+    with NfsClientExport(_definition(gate)) as export, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_read, export, "vm/vm.vmx")
+        assert waits.wait(10)
+        assert not reading.done()
+        go_on.set()
+        assert reading.result(10) == b"text"

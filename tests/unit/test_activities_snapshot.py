@@ -100,6 +100,14 @@ def test_a_cancel_after_vcenter_was_asked_does_not(
     assert _create(environment).moref == "snapshot-1"
 
 
+def test_a_later_try_tells_that_an_earlier_one_may_have_asked(
+    environment: ActivityEnvironment, during: dict[str, Callable[[], None]]
+) -> None:
+    assert not _create(environment).unheard
+    environment.info = dataclasses.replace(environment.info, attempt=2)
+    assert _create(environment).unheard
+
+
 def test_a_try_that_the_server_may_have_forgotten_asks_for_nothing(
     environment: ActivityEnvironment,
     during: dict[str, Callable[[], None]],

@@ -15,8 +15,9 @@ import pytest
 from pyVmomi import vim
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
+from lab.vcenter.holding import When
 from tests.unit.lab_vcenter_double import HostsDouble
-from tests.unit.lab_vcenter_front import PC, Front, object_filter, values, vm_view
+from tests.unit.lab_vcenter_front import PC, Front, in_background, object_filter, values, vm_view
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,21 @@ def test_sessions_can_be_listed_and_terminated(front: Front) -> None:
     with pytest.raises(vim.fault.NoPermission) as refused:
         reader.content.sessionManager.TerminateSession([own])
     assert refused.value.privilegeId == "Sessions.TerminateSession"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_call_is_held_until_it_is_released(front: Front, when: When) -> None:
+    si = front.connect()
+    executed = front.admin.call_counts().get("CurrentTime", 0)
+    front.admin.hold("CurrentTime", 2, when)
+    si.CurrentTime()
+    assert front.admin.call_counts()["CurrentTime"] == executed + 1
+    thread, answers = in_background(si.CurrentTime)
+    port = front.admin.wait_held()
+    assert port is not None
+    assert thread.is_alive()
+    assert answers == []
+    front.admin.release()
+    thread.join(10)
+    assert len(answers) == 1
+    assert si.CurrentTime() >= answers[0]

@@ -29,6 +29,8 @@ def patience(policy: StepPolicy) -> timedelta:
 @pytest.mark.parametrize(
     ("policy", "least", "most"),
     [
+        (policies.COORDINATOR, 8 * MINUTE, 12 * MINUTE),
+        (policies.PREPARE, 1.5 * MINUTE, 3 * MINUTE),
         (policies.VM_STEP_BEFORE, 8 * MINUTE, 12 * MINUTE),
         (policies.SNAPSHOT, 2 * MINUTE, 5 * MINUTE),
         (policies.VM_STEP, 25 * MINUTE, 35 * MINUTE),
@@ -37,7 +39,17 @@ def patience(policy: StepPolicy) -> timedelta:
         (policies.VM_STEP_AFTER, 4 * 60 * MINUTE, 12 * 60 * MINUTE),
         (policies.MEDIA_AGENT_AFTER, 12 * 60 * MINUTE, 48 * 60 * MINUTE),
     ],
-    ids=["before", "snapshot", "held", "transfer", "media agent held", "after", "media agent after"],
+    ids=[
+        "coordinator",
+        "prepare",
+        "before",
+        "snapshot",
+        "held",
+        "transfer",
+        "media agent held",
+        "after",
+        "media agent after",
+    ],
 )
 def test_the_outage_that_a_step_survives(policy: StepPolicy, least: timedelta, most: timedelta) -> None:
     assert least <= patience(policy) <= most

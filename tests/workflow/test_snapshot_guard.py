@@ -89,6 +89,33 @@ async def test_a_creation_that_may_still_come_is_looked_for_again(
     assert not world.snapshots
 
 
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_creation_whose_answer_was_lost_is_looked_for_again_although_another_one_was_made(
+    client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch, *, lost: bool
+) -> None:
+    """VCenter carries the first try out when the second one's snapshot has been used and removed."""
+    monkeypatch.setattr(policies, "LATE_CREATION_WITHIN", timedelta(seconds=4))
+    world = World(vm_count=1)
+
+    def no_answer(_arg: CreateSnapshotInput) -> None:
+        if lost and world.calls["create_snapshot"] == 1:
+            raise ApplicationError("no answer in time", type="ConnectionLostError")
+
+    def removed(arg: RemovalInput) -> Removal:
+        found = world.snapshots.pop(arg.plan.name, None)
+        if lost and world.calls["remove_snapshot"] == 1:
+            world.snapshots[arg.plan.name] = "made by the lost try"
+        return Removal(gone=True, record={"found": found})
+
+    world.hooks["create_snapshot"] = no_answer
+    world.removals = removed
+    async with running(client, world, sandboxed=False):
+        vm = await report_of(await start(client, job_id))
+    assert vm.status == "Completed"
+    assert world.calls["remove_snapshot"] == (2 if lost else 1)
+    assert not world.snapshots
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 async def test_a_guest_that_refuses_to_quiesce(client: Client, job_id: str, *, allowed: bool) -> None:
     """Only where the VM group says so a crash-consistent snapshot is made, in a step of its own, and told."""

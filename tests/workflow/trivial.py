@@ -273,6 +273,7 @@ class TrivialNode:
             name=arg.plan.name,
             description=arg.plan.description,
             created=datetime.now(UTC).isoformat(),
+            unheard=activity.info().attempt > 1,
         )
 
     @_defn("remove_snapshot")

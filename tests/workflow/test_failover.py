@@ -33,6 +33,8 @@ STEPS = (
     "transfer_disk",
     "finish_reading",
 )
+QUICK = ("create_snapshot", "transfer_disk")
+"""Of these the quick tests are made: each takes ten seconds until the node is known dead and the VM is done."""
 NODES = ("n1", "n2")
 
 
@@ -104,7 +106,9 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [step if step in QUICK else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
+)
 async def test_a_vm_whose_node_dies_in_any_step_completes_on_another_one(
     client: Client, job_id: str, mortal: Mortal, step: str
 ) -> None:
@@ -123,6 +127,7 @@ async def test_a_vm_whose_node_dies_in_any_step_completes_on_another_one(
     assert not mortal.world.snapshots
 
 
+@pytest.mark.slow
 async def test_a_snapshot_that_the_dead_node_makes_yet_is_looked_for(
     client: Client, job_id: str, mortal: Mortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +140,7 @@ async def test_a_snapshot_that_the_dead_node_makes_yet_is_looked_for(
     assert mortal.world.calls["remove_snapshot"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["remove_snapshot", "mark_completed"])
 async def test_what_any_node_can_do_does_not_wait_for_the_dead_one(
     client: Client, job_id: str, mortal: Mortal, step: str
@@ -189,6 +195,7 @@ async def test_a_vm_without_a_node_comes_before_new_vms_and_takes_no_stream_twic
     assert not mortal.world.snapshots
 
 
+@pytest.mark.slow
 async def test_without_another_node_the_vm_fails_with_that_reason_and_its_snapshot_goes(
     client: Client, job_id: str, mortal: Mortal
 ) -> None:
@@ -227,6 +234,7 @@ async def test_a_node_that_comes_back_goes_on_with_its_vm(
     assert mortal.world.calls["create_snapshot"] == 1
 
 
+@pytest.mark.slow
 async def test_a_cancel_while_a_vm_waits_for_a_node_removes_its_snapshot(
     client: Client, job_id: str, mortal: Mortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

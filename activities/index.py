@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from activities.beat import keep_alive
 from activities.disks import check_same
 from activities.errors import step
@@ -11,6 +13,9 @@ from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
 from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
 from safehaul.media import manifest, seal, sessions
+from safehaul.messages import certificate
+from safehaul.messages.certificate import RemovalCertificate
+from safehaul.messages.snapshots import RemovalRecord
 from safehaul.messages.steps import (
     BackupSession,
     CompletionMark,
@@ -112,13 +117,17 @@ class MediaAgentIndexing:
 
         Keyed by the backup: a second run with the same index changes nothing. The index in the repository is what
         counts: a catalogue that cannot be written is a warning, and `safehaul catalog rebuild` brings the row.
-        Errors: the access node has not marked the VM completed, or the snapshot is not gone.
+        Errors: the access node has not marked the VM completed, the snapshot is not gone, or the certificate of its
+        removal cannot be made because some part of it would be false.
         """
         if not arg.removal.gone or not arg.mark.snapshot_absent or not arg.mark.node:
             raise PolicyError(
                 f"VM {arg.vm.name!r} cannot be indexed as {arg.report.status}: its snapshot is not proved gone"
             )
         repository = self._peers.repository(arg.vm.media_agent)
+        ref = manifest.BackupRef(arg.vm.vc_guid, arg.backup_id)
+        stored = manifest.read_manifest(repository, ref)
+        proof = _certificate(arg, stored.snapshot)
         index = manifest.BackupIndex(
             backup_id=arg.backup_id,
             vc_guid=arg.vm.vc_guid,
@@ -127,6 +136,7 @@ class MediaAgentIndexing:
             access_node=arg.vm.node,
             steps={number: f"{seconds:g} s" for number, seconds in arg.report.step_seconds.items()},
             removal=arg.removal.record,
+            certificate=proof.model_dump(mode="json"),
             warnings=arg.report.warnings,
             details={
                 "report": arg.report.model_dump(mode="json"),
@@ -135,8 +145,6 @@ class MediaAgentIndexing:
             },
         )
         manifest.write_index(repository, index)
-        ref = manifest.BackupRef(arg.vm.vc_guid, arg.backup_id)
-        stored = manifest.read_manifest(repository, ref)
         problem = tolerated(lambda: catalog_backup(self._peers.catalog(), stored, index, arg.vm.media_agent))
         warnings = [f"the catalogue does not list this backup: {problem}"] if problem else []
         return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref), warnings=warnings)
@@ -172,6 +180,29 @@ class AccessNodeIndexing:
             snapshot_absent=True,
             spool_removed=self._peers.spool(arg.vm.node).empty(arg.vm),
         )
+
+
+def _certificate(arg: IndexInput, snapshot: manifest.SnapshotRecord) -> RemovalCertificate:
+    """The proof that the snapshot which the backup was read from is gone. Raises PolicyError."""
+    try:
+        record = RemovalRecord.model_validate(arg.removal.record)
+    except ValidationError as error:
+        raise PolicyError(
+            f"VM {arg.vm.name!r} cannot be indexed as {arg.report.status}: nobody recorded its snapshot's removal"
+        ) from error
+    if record.name != snapshot.name:
+        raise PolicyError(
+            f"VM {arg.vm.name!r} cannot be indexed: snapshot {record.name!r} was removed, and the backup was read from "
+            f"{snapshot.name!r}"
+        )
+    return certificate.issue(
+        record,
+        vc_guid=arg.vm.vc_guid,
+        vm_name=arg.vm.name,
+        moref=snapshot.moref,
+        created_at=snapshot.created,
+        asked_at=arg.asked_at.isoformat() if arg.asked_at else "",
+    )
 
 
 def _description(item: DiskTransport) -> manifest.DiskDescription:

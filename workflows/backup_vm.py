@@ -343,6 +343,7 @@ class BackupVm:
                     mark=mark,
                     removal=removal,
                     report=self._story.end(None, workflow.now()),
+                    asked_at=self._asked_at,
                 ),
                 queue=policies.media_agent_queue(self._input.media_agent),
                 summary="Step 14 · write the VM's index",

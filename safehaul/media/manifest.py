@@ -160,6 +160,8 @@ class BackupIndex(Message):
     """Step → time, as the caller writes both."""
     removal: dict[str, Any] = Field(default_factory=dict)
     """The record of the snapshot's removal. Opaque here."""
+    certificate: dict[str, Any] = Field(default_factory=dict)
+    """What of that record proves that the snapshot is gone. Opaque here; empty in indexes of earlier versions."""
     warnings: list[str] = Field(default_factory=list)
     details: dict[str, Any] = Field(default_factory=dict)
 

@@ -36,7 +36,7 @@ class RemovalRecord(Message):
     """ISO 8601, this process's clock."""
     finished_at: str
     tree_before: list[SnapshotNode] = Field(default_factory=list)
-    """Just before the removal, ours included."""
+    """Just before the removal, ours included, when other tasks of the VM had ended."""
     tree_after: list[SnapshotNode] = Field(default_factory=list)
     consolidation_needed_before: bool
     """As it was before our snapshot was made: debt that is not ours, and that we do not pay."""
@@ -45,6 +45,10 @@ class RemovalRecord(Message):
     """How often ConsolidateVMDisks_Task was run."""
     files_checked: bool = False
     """False: nobody had listed the directories before the snapshot was made, so there was nothing to compare."""
+    snapshot_files: list[str] = Field(default_factory=list)
+    """Datastore paths that our snapshot had brought, by `layoutEx` just before the removal, and that are gone."""
+    files_left: list[str] = Field(default_factory=list)
+    """A snapshot's files that appeared and that nothing names any more: ours. None when the removal is done."""
     appeared: list[str] = Field(default_factory=list)
     """Datastore paths that were not there before our snapshot and are now, named by `layoutEx`: not ours."""
     left: list[str] = Field(default_factory=list)

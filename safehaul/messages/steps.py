@@ -342,6 +342,8 @@ class IndexInput(Message):
     mark: CompletionMark
     removal: Removal
     report: VmReport
+    asked_at: datetime | None = None
+    """When the snapshot was asked for; missing in what earlier versions recorded."""
 
 
 class IndexWritten(Message):

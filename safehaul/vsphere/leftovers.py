@@ -14,6 +14,8 @@ _SNAPSHOT_FILE: Final = re.compile(
     r"-\d{6,}(-delta|-sesparse|-ctk)?\.vmdk$|-Snapshot\d+\.(vmsn|vmem)$|vss[_-]manifests?\d*\.(zip|xml)$",
     re.IGNORECASE,
 )
+# … of which these hold a disk's bytes.
+_REDO_LOG: Final = re.compile(r"-\d{6,}(-delta|-sesparse)?\.vmdk$", re.IGNORECASE)
 # ESXi's lock files come and go with the power state, and are nobody's to judge.
 _LOCK_FILE: Final = re.compile(r"^\.lck-|\.lck$|\.lck/")
 
@@ -27,6 +29,28 @@ class Leftovers(NamedTuple):
     """Named by `layoutEx`: they belong to the VM as it is now, a later snapshot of somebody included."""
     unexplained: list[str]
     """Neither: logs, copies, other VMs' files."""
+
+
+def is_snapshot_file(path: str) -> bool:
+    """True for what ESXi makes for a snapshot, by its name: redo logs, state, memory, VSS's manifests."""
+    return bool(_SNAPSHOT_FILE.search(path))
+
+
+def is_redo_log(path: str) -> bool:
+    """True for a redo log's descriptor and its bytes, by its name."""
+    return bool(_REDO_LOG.search(path))
+
+
+def went_with_it(before: VmState, held: VmState, after: VmState) -> list[str]:
+    """Files that our snapshot brought and that went with it; datastore paths, sorted.
+
+    Args:
+        before: recorded before it was made, directories listed.
+        held: while it stood; its `layoutEx` names them.
+        after: when it was gone, directories listed.
+    """
+    others = {file.path for state in (before, after) for file in (*state.listed, *state.files)}
+    return sorted({file.path for file in held.files if is_snapshot_file(file.path)} - others)
 
 
 def compare(before: VmState, after: VmState) -> Leftovers:

@@ -18,7 +18,7 @@ from safehaul.messages.inventory import SnapshotNode, VmState
 from safehaul.messages.snapshots import RemovalRecord
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.faults import moref
-from safehaul.vsphere.leftovers import compare
+from safehaul.vsphere.leftovers import compare, went_with_it
 from safehaul.vsphere.snapshots import tree
 from safehaul.vsphere.tasks import (
     DEFAULT_TIMEOUT_S,
@@ -64,6 +64,7 @@ class _Removal:
         self.deadline = time.monotonic() + timeout_s
         self.started_at = dt.datetime.now(dt.UTC)
         self.removed: list[str] = []
+        self.tree_before: list[SnapshotNode] = []
         self.consolidations = 0
         self.polls = 0
 
@@ -132,21 +133,28 @@ def remove(
     needed_before = before.consolidation_needed if before is not None else first.consolidation_needed
     _remove_copies(removal, first)
     final = _settle(removal, needed_before)
-    left = compare(before, final) if before is not None and before.listed else None
+    return _record(removal, first, final, needed_before)
+
+
+def _record(removal: _Removal, first: VmState, final: VmState, needed_before: bool) -> RemovalRecord:
+    before = removal.before if removal.before is not None and removal.before.listed else None
+    left = compare(before, final) if before is not None else None
     return RemovalRecord(
         vm_moref=first.moref,
-        name=name,
-        description=description,
+        name=removal.name,
+        description=removal.description,
         morefs=removal.removed,
         already_gone=not removal.removed,
         started_at=removal.started_at.isoformat(),
         finished_at=dt.datetime.now(dt.UTC).isoformat(),
-        tree_before=first.snapshots,
+        tree_before=removal.tree_before,
         tree_after=final.snapshots,
         consolidation_needed_before=needed_before,
         consolidation_needed_after=final.consolidation_needed,
         consolidations=removal.consolidations,
         files_checked=left is not None,
+        snapshot_files=went_with_it(before, first, final) if before is not None else [],
+        files_left=left.ours if left is not None else [],
         appeared=left.named if left is not None else [],
         left=left.unexplained if left is not None else [],
         polls=removal.polls,
@@ -216,6 +224,7 @@ def _remove_copies(removal: _Removal, first: VmState) -> None:
         removal.vcenter, removal.vm_moref, removal.heartbeat, timeout_s=removal.left_s
     ):
         nodes = tree(removal.vcenter, removal.vm_moref)
+    removal.tree_before = nodes
     for attempt in range(_MAX_COPIES):
         found = _ours(nodes, removal.name, removal.description, removal.snapshot_moref)
         if found:

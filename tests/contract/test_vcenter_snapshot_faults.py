@@ -10,6 +10,8 @@ import pytest
 
 from lab.esx.api import FaultRule
 from safehaul.errors import BusyError, NotFoundError, PermissionRefusedError, TransientError
+from safehaul.messages import certificate
+from safehaul.messages.inventory import VmState
 from safehaul.vsphere import tasks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.removal import remove
@@ -125,6 +127,65 @@ def test_debt_of_somebody_else_is_not_consolidated(lab: LabServer, vcenter: VCen
     assert record.consolidation_needed_before
     assert record.consolidations == 0
     assert lab.admin.call_counts().get("ConsolidateVMDisks_Task", 0) == consolidations
+
+
+@pytest.mark.parametrize("effect", ["", "locked"])
+def test_a_users_snapshot_taken_while_ours_is_held_keeps_every_file(
+    lab: LabServer, vcenter: VCenter, vm: str, effect: str
+) -> None:
+    """Also when our removal fails half way and its disks are consolidated below the user's snapshot."""
+    state = before(vcenter, vm)
+    ours = create(vcenter, vm, NAME, OURS)
+    held = {each.path for each in before(vcenter, vm).listed}
+    theirs = create(vcenter, vm, "by hand", "Ada")
+    their_files = {each.path for each in before(vcenter, vm).listed} - held
+    assert any(path.endswith("-delta.vmdk") for path in their_files)
+    if effect:
+        for operation in ("RemoveSnapshot", "ConsolidateVMDisks"):
+            lab.hosts.add_fault(FaultRule.model_validate({"operation": operation, "effect": effect}))
+    record = removed(vcenter, vm, state, ours.moref)
+    assert bool(record.consolidations) == bool(effect)
+    assert [each.moref for each in record.tree_after] == [theirs.moref]
+    now = {each.path for each in before(vcenter, vm).listed}
+    assert their_files <= now
+    assert their_files <= set(record.appeared)
+    assert not their_files & {*record.snapshot_files, *record.files_left}
+    assert now == {each.path for each in state.listed} | their_files, "nothing of ours is left"
+    made = certificate.issue(
+        record, vc_guid="vc.vm", vm_name="plain", moref=ours.moref, created_at=ours.created
+    )
+    assert set(made.files_of_others) >= their_files
+
+
+def test_old_debt_and_a_users_snapshot_taken_during_ours_are_both_left_alone(
+    lab: LabServer, vcenter: VCenter, vm: str
+) -> None:
+    """The debt is somebody's failed removal from before; we report it, and never consolidate."""
+    foreign = create(vcenter, vm, "before us", "Ada")
+    lab.hosts.add_fault(FaultRule(operation="RemoveSnapshot", effect="locked"))
+    with pytest.raises(TransientError):
+        tasks.wait(vcenter, lab.hosts.remove_snapshot(foreign.moref).task)
+    state = before(vcenter, vm)
+    assert state.consolidation_needed
+    ours = create(vcenter, vm, NAME, OURS)
+    theirs = create(vcenter, vm, "during ours", "Bob")
+    their_files = {each.path for each in before(vcenter, vm).files if each.path not in _known(state)}
+    asked = lab.admin.call_counts().get("ConsolidateVMDisks_Task", 0)
+    record = removed(vcenter, vm, state, ours.moref)
+    assert lab.admin.call_counts().get("ConsolidateVMDisks_Task", 0) == asked
+    assert (record.consolidation_needed_before, record.consolidations) == (True, 0)
+    assert [each.moref for each in record.tree_after] == [theirs.moref]
+    assert record.files_left == []
+    now = before(vcenter, vm)
+    assert {each.path for each in now.files if each.path in their_files} <= {each.path for each in now.listed}
+    made = certificate.issue(
+        record, vc_guid="vc.vm", vm_name="plain", moref=ours.moref, created_at=ours.created
+    )
+    assert made.consolidation_needed_before
+
+
+def _known(state: VmState) -> set[str]:
+    return {each.path for each in (*state.listed, *state.files)}
 
 
 def test_a_missing_privilege_is_named(lab: LabServer, vm: str) -> None:

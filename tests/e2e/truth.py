@@ -120,6 +120,35 @@ def _snapshot(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
     return [f"{vm['name']}: the hosts never made its snapshot {vm['snapshot_moref']!r}"]
 
 
+def _certificate(lab: DataCentre, vm: dict[str, Any], index: dict[str, Any]) -> Iterator[str]:
+    """Where the removal's certificate and the hosts disagree: tree, times, files, consolidation."""
+    made = index["certificate"]
+    held = next(item for item in lab.hosts.frozen_records() if item.snapshot == vm["snapshot_moref"])
+    now = lab.hosts.vm(held.vm)
+    if (made["morefs"], made["name"], made["vc_guid"]) != ([held.snapshot], held.name, vm["vc_guid"]):
+        yield f"that it is of {made['morefs']} ({made['name']}) of {made['vc_guid']}"
+    if {node["moref"] for node in made["tree_after"]} != {item.moref for item in now.snapshots}:
+        yield f"that these snapshots are there: {made['tree_after']}"
+    if {node["moref"] for node in made["tree_before"]} != {held.snapshot, *(item.moref for item in now.snapshots)}:
+        yield f"that these snapshots were there: {made['tree_before']}"
+    if made["consolidation_needed_after"] or now.consolidation_needed:
+        yield f"consolidation needed: {made['consolidation_needed_after']}; the hosts: {now.consolidation_needed}"
+    times = [made[name] for name in ("asked_at", "created_at", "started_at", "finished_at")]
+    moments = [datetime.fromisoformat(time) for time in times]
+    if moments != sorted(moments) or abs((moments[1] - held.create_time).total_seconds()) > 1:
+        yield f"that it was asked for, made and removed at {times}"
+    if held.removed_time is None or not moments[2] <= held.removed_time <= moments[3]:
+        yield f"that it went between {times[2]} and {times[3]}; the hosts: {held.removed_time}"
+    files = [path.partition("] ")[2] for path in made["snapshot_files"]]
+    stores = lab.state / "datastores"
+    if not any(name.endswith("-delta.vmdk") for name in files):
+        yield f"that these files went with it: {files}"
+    if there := [name for name in files if any((store / name).exists() for store in stores.iterdir())]:
+        yield f"that files went with it which are there: {there}"
+    if made["files_left"]:
+        yield f"that files are left: {made['files_left']}"
+
+
 def _vm(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
     text = lab.safehaul("backups", "show", f"{vm['vc_guid']}/{vm['backup_id']}", "--json", check=False)
     if not text:
@@ -133,6 +162,8 @@ def _vm(lab: DataCentre, vm: dict[str, Any]) -> list[str]:
         found.append(f"{vm['name']}: step 14 has left no index")
     elif not (index["removal"].get("morefs") == [vm["snapshot_moref"]] and index["removal"]["files_checked"]):
         found.append(f"{vm['name']}: the index does not prove the snapshot's removal")
+    else:
+        found += [f"{vm['name']}: its certificate says {what}" for what in _certificate(lab, vm, index)]
     images: dict[int, Path] = {}
     try:
         images = restored_images(lab, vm)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities import records
@@ -20,13 +21,16 @@ from activities.records import catalog_job, read_job_report, write_job_report, w
 from safehaul.catalog import database
 from safehaul.catalog.catalog import Catalog
 from safehaul.config.loader import load
-from safehaul.media.manifest import BackupRef, read_index
+from safehaul.media.manifest import BackupRef, SnapshotRecord, read_index
 from safehaul.media.repository import Repository
+from safehaul.media.seal import commit, verify_session
 from safehaul.media.store import open_store
+from safehaul.messages.certificate import RemovalCertificate
 from safehaul.messages.job import CloseJobInput, JobReport, JobStatus, JobTotals
+from safehaul.messages.snapshots import RemovalRecord
 from safehaul.messages.steps import BackupSession, CompletionMark, IndexInput, IndexWritten, Removal, VmRef
 from safehaul.messages.vm import VmReport, VmStatus
-from tests.unit.media_backup import VM, back_up
+from tests.unit.media_backup import VM, contents, new_session, write_disk
 from tests.unit.test_cli import CONFIG
 from workers.cli.app import run
 
@@ -83,7 +87,23 @@ def _commserve(peers: Peers) -> CommServe:
 
 def _index_of(peers: Peers) -> IndexInput:
     repository = peers.repository("vault")
-    ref = back_up(repository, "s1", b"x" * 5000)
+    image = b"x" * 5000
+    session = new_session(repository, "s1")
+    write_disk(session, image)
+    verify_session(session)
+    snapshot = SnapshotRecord(name="s", moref="snapshot-7", created="2026-01-01T00:00:00Z")
+    ref = commit(session, contents(image).model_copy(update={"snapshot": snapshot}))
+    record = RemovalRecord(
+        vm_moref="vm-1",
+        name=snapshot.name,
+        description="marker",
+        morefs=["snapshot-7"],
+        started_at="2026-01-01T01:00:00+00:00",
+        finished_at="2026-01-01T01:00:05+00:00",
+        consolidation_needed_before=False,
+        consolidation_needed_after=False,
+        files_checked=True,
+    )
     vm = VmRef(
         job_id="j", vcenter="vc", vc_guid=VM, name="web 1", moref="vm-1", node="n1", media_agent="vault"
     )
@@ -92,7 +112,7 @@ def _index_of(peers: Peers) -> IndexInput:
         session=BackupSession(session_id="s1"),
         backup_id=ref.backup_id,
         mark=CompletionMark(node="n1", marked_at=NOW, snapshot_absent=True, spool_removed=True),
-        removal=Removal(gone=True, moref="snapshot-1"),
+        removal=Removal(gone=True, moref="snapshot-7", record=record.model_dump(mode="json")),
         report=VmReport(vc_guid=VM, name="web 1", status=VmStatus.COMPLETED, backup_id=ref.backup_id),
     )
 
@@ -107,10 +127,37 @@ def test_step_14_succeeds_without_the_catalogue_and_a_rebuild_brings_the_row(
     index = read_index(peers.repository("vault"), BackupRef(VM, arg.backup_id))
     assert index is not None
     assert index.status == "Completed"
+    made = RemovalCertificate.model_validate(index.certificate)
+    assert (made.morefs, made.created_at) == (["snapshot-7"], "2026-01-01T00:00:00Z")
     assert peers.catalog().list_backups() == []
     holder.execute("ROLLBACK")
     assert run(["--config", str(config), "catalog", "rebuild"]) == 0
     assert [row.status for row in peers.catalog().list_backups()] == ["Completed"]
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"files_checked": False}, "nobody has looked for its files"),
+        ({"tree_after": [{"moref": "snapshot-7", "name": "s"}]}, "still in the VM's tree"),
+        ({"name": "another"}, "'another' was removed, and the backup was read from 's'"),
+        ({"vm_gone": True}, "left vCenter's inventory"),
+        (None, "nobody recorded its snapshot's removal"),
+    ],
+)
+def test_step_14_writes_no_index_without_a_certificate(
+    peers: Peers, record: dict[str, Any] | None, told: str
+) -> None:
+    """The word of step 13 that the snapshot is gone is not enough: what it has seen must prove it."""
+    arg = _index_of(peers)
+    changed = {} if record is None else arg.removal.record | record
+    arg = arg.model_copy(update={"removal": arg.removal.model_copy(update={"record": changed})})
+    assert arg.removal.gone
+    with pytest.raises(ApplicationError, match=told) as refused:
+        _run(MediaAgentIndexing(peers).write_index, arg)
+    assert refused.value.non_retryable
+    assert read_index(peers.repository("vault"), BackupRef(VM, arg.backup_id)) is None
+    assert peers.catalog().list_backups() == []
 
 
 def test_a_job_that_nobody_led_stands_in_the_repository(peers: Peers) -> None:

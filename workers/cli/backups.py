@@ -26,6 +26,7 @@ from safehaul.media.repository import Repository
 from workers.cli import completion, exits
 from workers.cli.backup_sums import show_sums
 from workers.cli.backup_verify import check_backups, show_checks
+from workers.cli.certificate_view import show_removal
 from workers.cli.identifiers import BACKUP_HELP, find_backup, rows_of
 from workers.cli.output import Json, of, plain, safe, say, show_json, size, table
 from workers.cli.repo import Agent, open_repository
@@ -302,11 +303,6 @@ def _show(backup: str, manifest: Manifest, index: BackupIndex | None) -> None:
         if item.kind != "disk":
             say(f"{safe(item.kind)} not in the backup: {safe(item.label)}: {safe(item.reason)}")
     if index is not None:
-        removal = index.removal
-        say(
-            f"snapshot removed: from {safe(str(removal.get('started_at', '?')))} to "
-            f"{safe(str(removal.get('finished_at', '?')))}, consolidation needed afterwards: "
-            f"{safe(str(removal.get('consolidation_needed_after', '?')))}"
-        )
+        show_removal(index)
     for warning in dict.fromkeys([*manifest.warnings, *(index.warnings if index else [])]):
         say(f"warning: {safe(warning)}")

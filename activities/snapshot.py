@@ -139,6 +139,8 @@ class Snapshots:
         )
 
     def _drop_files(self, vm: VmRef) -> None:
+        if not vm.node:  # an orphan's, which a sweep has found: its marker does not say which node it was
+            return
         try:
             self._peers.spool(vm.node).drop_unstored(vm)
         except (InvalidInputError, OSError) as error:

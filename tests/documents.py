@@ -16,7 +16,7 @@ _A_COMMAND = re.compile(
     r"\$ |"
     r"(?:sudo )?(?:"
     r"safehaul (?:-|(?:demo|version|setup)\b|"
-    r"(?:worker|group|job|backups|copy|restore|repo|retention|catalog|config) [a-z])|"
+    r"(?:worker|group|job|backups|copy|restore|repo|retention|snapshots|catalog|config) [a-z])|"
     r"temporal (?:workflow|server|operator|worker|activity|batch|schedule|task-queue) [a-z]|"
     r"make (?:demo|test|test-all|bench|check|venv|format|lock|clean)\b|"
     r"(?:apt|apt-get|dnf|pip|uv) (?:install|update)|"

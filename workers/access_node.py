@@ -18,6 +18,7 @@ from activities.peers import Peers
 from activities.restore import Restores
 from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
+from activities.sweep import SnapshotLooks
 from activities.transfer import Transfers
 from activities.transport import Transport
 from safehaul.config.settings import Settings
@@ -98,12 +99,16 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         into.remove_old_disks,
         into.discard_disks,
     ]
+    looks = SnapshotLooks(peers)
     anyones: list[Step] = [
         snapshots.watch_snapshot,
         snapshots.remove_snapshot,
         indexing.mark_completed,
         restores.discard_restore,
         into.discard_disks,
+        looks.list_snapshots,
+        looks.look_at_orphan,
+        looks.find_phantom_deltas,
     ]
     return control, [transfers.transfer_disk, restores.restore_disk], anyones
 

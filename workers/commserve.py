@@ -13,6 +13,7 @@ from activities.commserve import CommServe
 from activities.coordination import JobCoordination
 from activities.peers import Peers
 from activities.restore_desk import RestoreDesk
+from activities.sweep_desk import SweepDesk
 from activities.upkeep_copy import CopyDesk
 from activities.upkeep_verify import VerificationDesk
 from safehaul.config.settings import Settings
@@ -51,7 +52,7 @@ def open_catalog(peers: Peers) -> None:
 
 def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
     """The worker of the queue `commserve`."""
-    steps, restores = CommServe(peers, client), RestoreDesk(peers)
+    steps, restores, sweeps = CommServe(peers, client), RestoreDesk(peers), SweepDesk(peers, client)
     # When no access node answers any more, what the job knows is still kept: these need the repository alone.
     unled = JobCoordination(peers, "commserve")
     return Worker(
@@ -70,6 +71,9 @@ def worker(client: Client, peers: Peers, threads: ThreadPoolExecutor) -> Worker:
             unled.close_job,
             restores.open_restore,
             restores.open_disk_restore,
+            sweeps.open_sweep,
+            sweeps.look_up_owners,
+            sweeps.cancel_jobless_vms,
             CopyDesk(peers).open_copy,
             VerificationDesk(peers).open_verification,
         ],

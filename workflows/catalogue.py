@@ -17,6 +17,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.remove_snapshot import RemoveSnapshot
     from workflows.restore_disk import RestoreDisk
     from workflows.restore_vm import RestoreVm
+    from workflows.sweep_snapshots import SweepSnapshots
     from workflows.verify_repository import VerifyRepository
 
 KNOWN = (
@@ -27,6 +28,7 @@ KNOWN = (
     RemoveSnapshot,
     RestoreDisk,
     RestoreVm,
+    SweepSnapshots,
     VerifyRepository,
 )
 

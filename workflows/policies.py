@@ -62,6 +62,10 @@ def copy_id(media_agent: str) -> str:
     return f"copy-{media_agent}"
 
 
+SWEEP_ID = "sweep-snapshots"
+"""The workflow that sweeps; its schedule, whose runs add their time to it."""
+
+
 def outlives_its_build() -> VersioningBehavior:
     """For a workflow that moves to the current build; all others stay on theirs (see docs/upgrades.md).
 
@@ -128,6 +132,19 @@ ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
 # long: until then a try of the creation may ask vCenter still. It asks within 12 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
 LATE_CREATION_WITHIN = timedelta(seconds=45)
+# A sweep: how many of our snapshots one page tells (each with its owner, 500 bytes), and how many orphans are removed at
+# once, in one sweep, and for how long removals are begun: hundreds of consolidations at a time would bring the filer to
+# its knees, and what is left is the next sweep's. A removal is waited for, for its certificate; RemoveSnapshot goes on.
+SWEEP_PAGE_SNAPSHOTS = 200
+SWEEP_AT_ONCE = 4
+SWEEP_REMOVALS = 100
+SWEEP_REMOVES_FOR = timedelta(minutes=10)
+SWEEP_WAITS_FOR_REMOVAL = timedelta(minutes=3)
+SWEEP_REASON_CHARS = 500
+# Listing a directory is a task of vCenter: each sweep searches a few VMs', the next one the next few. Ten thousand VMs
+# take three days at a sweep every quarter of an hour.
+SWEEP_DIRECTORIES = 40
+SWEEP_TURN = timedelta(minutes=15)
 # How long one try of a removal holds a worker's slot. What it waits for (a consolidation, a lock) goes on in vCenter,
 # and the next try finds it. Short on the common queue, where one VM's trouble must not keep others waiting.
 REMOVAL_TRY = timedelta(minutes=2)
@@ -294,6 +311,14 @@ CLEAN_UP = replace(
     REMOVAL,
     schedule_to_start=timedelta(minutes=5),
     retry=_ONCE,
+)
+# A sweep's look at a vCenter with 10,000 VMs takes a minute, at forty directories two. With no access node within
+# minutes this sweep can do nothing, and the next one comes.
+SWEEP_LOOK = StepPolicy(
+    schedule_to_start=timedelta(minutes=5),
+    start_to_close=timedelta(minutes=30),
+    heartbeat=HEARTBEAT,
+    retry=_SOON,
 )
 # Step 15 only asks; a node that does not answer gets no further VM until it answers a ping.
 ASK = StepPolicy(

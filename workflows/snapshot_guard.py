@@ -80,7 +80,7 @@ def plan_for(vm: BackupVmInput, workflow_id: str, first_run_id: str) -> Snapshot
         first_run_id=first_run_id,
         vc_guid=vm.vc_guid,
     )
-    return SnapshotPlan(name=f"safehaul {first_run_id}", description=marker.text())
+    return SnapshotPlan(name=marker.snapshot_name, description=marker.text())
 
 
 async def take_snapshot(node: VmNode, options: VmOptions, ref: VmRef, plan: SnapshotPlan) -> SnapshotRef:
@@ -171,13 +171,22 @@ async def _remove_or_hand_over(removal: RemovalInput, vm: BackupVmInput, *, pass
 
 async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Removal:
     """Start RemoveSnapshot, which retries without limit, and wait for its start only."""
+    await start_removal(removal, vm_group, reason)
+    return Removal(gone=False, pending=True, moref=removal.moref, reason=reason)
+
+
+async def start_removal(
+    removal: RemovalInput, vm_group: str, reason: str
+) -> workflow.ChildWorkflowHandle[Any, Removal] | None:
+    """Start RemoveSnapshot for the snapshot; None when one is at work on it already. It outlives whoever starts it."""
     workflow_id = f"remove-snapshot {removal.plan.name}"
     try:
-        await workflow.start_child_workflow(
+        return await workflow.start_child_workflow(
             "RemoveSnapshot",
             RemoveSnapshotInput(removal=removal, vm_group=vm_group, reason=reason),
             id=workflow_id,
             task_queue=policies.COMMSERVE_QUEUE,
+            result_type=Removal,
             parent_close_policy=ParentClosePolicy.ABANDON,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             static_summary=f"Snapshot of {removal.vm.name} must go",
@@ -193,7 +202,7 @@ async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Remova
     except WorkflowAlreadyStartedError:
         # One RemoveSnapshot per snapshot: it is already at work on this one.
         workflow.logger.info("RemoveSnapshot %s already runs", workflow_id)
-    return Removal(gone=False, pending=True, moref=removal.moref, reason=reason)
+        return None
 
 
 async def _try_on(

@@ -20,6 +20,8 @@ _EXAMPLE = """\
 installation_id = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
 # A local directory for what each machine's workers remember of the repositories; may be emptied at any time.
 cache_dir = "/var/lib/safehaul/cache"
+# How often snapshots of ours without an owner are removed, by the schedule that `safehaul setup` makes; "": never.
+sweep_every = "15m"
 
 [temporal]
 address = "temporal.example.net:7233"

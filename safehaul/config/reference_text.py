@@ -40,6 +40,9 @@ installation_id = "6f2d9a0e-5b1c-4c1e-9c55-0d7a5c3f1b42"
     "cache_dir": """\
 cache_dir = "/var/lib/safehaul/cache"
 """,
+    "sweep_every": """\
+sweep_every = "15m"
+""",
     "temporal": """\
 [temporal]
 address = "temporal.example.net:7233"

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     """Directory on a local disk of each machine in which its workers keep their common copy of each repository's
     [dedup index](dedup-index.md), so that a start need not read it anew: about 65 MB for each TB of unique content. May
     be emptied at any time. Where it cannot be used, a worker warns of it and does without."""
+    sweep_every: str = Field(default="15m", pattern=r"^([1-9]\d{0,3}[mh])?$")
+    """How often snapshots of ours whose owner is gone are looked for and [removed](snapshots.md#the-sweeper), in minutes
+    or hours: `15m`, `2h`; by the Temporal Schedule that `safehaul setup` makes. `""`: never by itself."""
     temporal: TemporalSettings = TemporalSettings()
     """The Temporal server that runs the jobs."""
     catalog: CatalogSettings

@@ -27,6 +27,11 @@ class SnapshotMarker(Message):
     first_run_id: _Owner
     vc_guid: _Owner
 
+    @property
+    def snapshot_name(self) -> str:
+        """The snapshot's name, which its marker decides."""
+        return f"safehaul {self.first_run_id}"
+
     def text(self) -> str:
         """The description: one line, the same text for the same marker."""
         return PREFIX + json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))

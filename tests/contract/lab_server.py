@@ -44,6 +44,11 @@ class LabServer:
         self._port = 0
         self.start()
 
+    @property
+    def datastores(self) -> Path:
+        """Directory of the datastores' files, as the hosts see them."""
+        return self._state_dir / "esx" / "datastores"
+
     def start(self) -> None:
         """Starts vCenter, or starts it again on the same port."""
         state = self._state_dir / "vcenter"

@@ -26,6 +26,7 @@ from tests.unit.media_backup import CHUNK, flip, new_repository, pack_paths
 from tests.unit.test_copying import back_up
 from tests.workflow.conftest import running
 from tests.workflow.prune_workers import TrivialPrune, upkeep
+from tests.workflow.sweep_site import SweepSite, owner, run_of, site_of, sweeping
 from tests.workflow.upkeep_site import UpkeepSite
 from tests.workflow.world import World, wait_for_cancel
 
@@ -335,6 +336,38 @@ async def _long_upkeep(client: Client) -> None:
     await _save(client, name, "verify-repository-continues-as-new", first)
 
 
+async def _sweeps(client: Client) -> None:
+    """Sweeps that remove an orphan, cannot look at one vCenter, and are cancelled while no access node answers."""
+    site = await site_of(client)
+    for name in ("one", "two"):
+        await _orphan(client, site, name)
+    site.add("in debt", consolidation_needed=True)
+    async with sweeping(client, site):
+        await _ended(await _sweep(client, "sweep-snapshots-completed"))
+    await _orphan(client, site, "three")
+    site.blind = True
+    async with sweeping(client, site):
+        await _ended(await _sweep(client, "sweep-snapshots-incomplete"))
+    site.hooks["list_snapshots"] = lambda _arg: wait_for_cancel(5.0)
+    async with sweeping(client, site):
+        handle = await _sweep(client, "sweep-snapshots-cancelled")
+        await _until(lambda: site.calls["list_snapshots"] > 2)
+        await handle.signal("cancel")
+        await _ended(handle)
+    for name in ("completed", "incomplete", "cancelled"):
+        await _save(client, f"sweep-snapshots-{name}", f"sweep-snapshots-{name}")
+
+
+async def _orphan(client: Client, site: SweepSite, name: str) -> None:
+    gone = await owner(client, f"owner of {name}")
+    await gone.terminate()
+    site.add(name, site.marker(name, gone.id, run_of(gone)))
+
+
+async def _sweep(client: Client, workflow_id: str) -> WorkflowHandle[Any, Any]:
+    return await client.start_workflow("SweepSnapshots", {}, id=workflow_id, task_queue="commserve")
+
+
 RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "jobs": (_jobs, 0),
     "long-jobs": (_long_jobs, 80),
@@ -342,6 +375,7 @@ RECORDINGS: dict[str, tuple[Callable[[Client], Awaitable[None]], int]] = {
     "prunes": (_prunes, 0),
     "upkeep": (_upkeep, 0),
     "long-upkeep": (_long_upkeep, 40),
+    "sweeps": (_sweeps, 0),
 }
 """Each kind's recorder, and after how many events its server suggests to continue as new (0: after its own number)."""
 

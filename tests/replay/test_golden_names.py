@@ -12,6 +12,8 @@ from activities.restore import Restores
 from activities.restore_desk import RestoreDesk
 from activities.restore_into import RestoresInto
 from activities.snapshot import Snapshots
+from activities.sweep import SnapshotLooks
+from activities.sweep_desk import SweepDesk
 from activities.transfer import Transfers
 from activities.transport import Transport
 from activities.upkeep_copy import BackupCopies, CopyDesk
@@ -23,6 +25,7 @@ from workflows.backup_vm import BackupVm
 from workflows.catalogue import type_names
 from workflows.prune_repository import PruneRepository
 from workflows.remove_snapshot import RemoveSnapshot
+from workflows.sweep_snapshots import SweepSnapshots
 
 ACTIVITIES = {
     CommServe: [
@@ -59,6 +62,8 @@ ACTIVITIES = {
         "remove_old_disks",
         "switch_disks",
     ],
+    SnapshotLooks: ["find_phantom_deltas", "list_snapshots", "look_at_orphan"],
+    SweepDesk: ["cancel_jobless_vms", "look_up_owners", "open_sweep"],
     CopyDesk: ["open_copy"],
     BackupCopies: ["copy_backup", "plan_copy"],
     VerificationDesk: ["open_verification"],
@@ -84,6 +89,7 @@ def test_the_workflows_names() -> None:
         "RemoveSnapshot",
         "RestoreDisk",
         "RestoreVm",
+        "SweepSnapshots",
         "VerifyRepository",
     ]
 
@@ -101,12 +107,13 @@ def test_the_jobs_signals_queries_and_updates() -> None:
     assert sorted(definition.updates) == ["request_cancel", "request_cancel_vm"]
 
 
-def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
-    owners = (BackupVm, RemoveSnapshot, PruneRepository)
+def test_the_signals_of_a_vm_of_a_removal_of_a_prune_and_of_a_sweep() -> None:
+    owners = (BackupVm, RemoveSnapshot, PruneRepository, SweepSnapshots)
     found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
         ["None", "cancel", "go_on_at"],
         ["None", "retry_now"],
+        ["None", "cancel"],
         ["None", "cancel"],
     ]
 
@@ -124,6 +131,7 @@ def test_the_ids_of_what_a_schedule_starts() -> None:
     assert policies.prune_id("vault") == "prune-vault"
     assert policies.verify_id("vault") == "verify-vault"
     assert policies.copy_id("vault") == "copy-vault"
+    assert policies.SWEEP_ID == "sweep-snapshots"
 
 
 def test_the_search_attributes_names() -> None:

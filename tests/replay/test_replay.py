@@ -50,6 +50,9 @@ def test_there_are_histories_of_every_ending() -> None:
         "copy-backups-completed",
         "copy-backups-incomplete",
         "copy-backups-cancelled",
+        "sweep-snapshots-completed",
+        "sweep-snapshots-incomplete",
+        "sweep-snapshots-cancelled",
     }
 
 

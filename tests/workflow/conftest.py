@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
@@ -69,8 +69,10 @@ async def running(
     workflows: Sequence[type] = WORKFLOWS,
     build: WorkerDeploymentConfig | None = None,
     sandboxed: bool = True,
+    more: Mapping[str, Sequence[Any]] | None = None,
 ) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning.
+    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning; `more`: further
+    steps by queue.
 
     Without the sandbox, which imports modules of its own, a test's changes of `workflows.policies` take effect.
     """
@@ -83,7 +85,7 @@ async def running(
             worker = Worker(
                 client,
                 task_queue=queue,
-                activities=activities,
+                activities=[*activities, *(more or {}).get(queue, ())],
                 activity_executor=threads,
                 max_concurrent_activities=slots,
                 max_heartbeat_throttle_interval=THROTTLE,

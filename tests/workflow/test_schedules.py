@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from temporalio.client import (
     Schedule,
     ScheduleActionStartWorkflow,
     ScheduleHandle,
+    ScheduleIntervalSpec,
     ScheduleRange,
     ScheduleSpec,
     ScheduleUpdate,
@@ -43,23 +45,62 @@ async def test_the_command_that_makes_schedules(
     told = capsys.readouterr().out
     assert "daily 11:00" in told
     assert "sun 12:00" in told
+    assert "every 15m" in told
     assert await _cli(config, "setup", "--json") == 0
-    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["created", "created"]
+    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["created"] * 3
+    sweep = client.get_schedule_handle("sweep-snapshots")
+    first, second = (await sweep.describe()).info.next_action_times[:2]
+    assert second - first == timedelta(minutes=15)
     verification = client.get_schedule_handle("verify-vault")
     described = await verification.describe()
     assert {(at.weekday(), at.hour) for at in described.info.next_action_times} == {(6, 12)}
     assert await _cli(config, "setup", "--json") == 0
-    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["unchanged", "unchanged"]
+    assert [item["did"] for item in json.loads(capsys.readouterr().out)] == ["unchanged"] * 3
+    await sweep.delete()
     await verification.delete()
     await client.get_schedule_handle("prune-vault").delete()
     await _gone(client)
 
 
 def _only_prunes(home: Path) -> Path:
-    """A configuration that wants no schedule of verifications."""
+    """A configuration that wants no schedule of verifications, and none of sweeps."""
     config = write_config(home)
-    config.write_text(config.read_text().replace("[[vm_groups]]", 'verify_at = ""\n[[vm_groups]]', 1))
+    text = config.read_text().replace("[[vm_groups]]", 'verify_at = ""\n[[vm_groups]]', 1)
+    config.write_text('sweep_every = ""\n' + text)
     return config
+
+
+def _only_sweeps(home: Path, every: str) -> Path:
+    config = write_config(home)
+    text = config.read_text().replace("[[vm_groups]]", 'verify_at = ""\nprune_at = ""\n[[vm_groups]]', 1)
+    config.write_text(f'sweep_every = "{every}"\n{text}')
+    return config
+
+
+async def test_the_sweeps_schedule_is_made_changed_put_right_and_removed(client: Client, tmp_path: Path) -> None:
+    await _gone(client)
+    handle = client.get_schedule_handle("sweep-snapshots")
+    assert await _set_up(client, _only_sweeps(tmp_path, "5m")) == [("sweep-snapshots", "created")]
+    assert await _set_up(client, _only_sweeps(tmp_path, "5m")) == [("sweep-snapshots", "unchanged")]
+    assert await _set_up(client, _only_sweeps(tmp_path, "2h")) == [("sweep-snapshots", "updated")]
+    described = await handle.describe()
+    first, second = described.info.next_action_times[:2]
+    assert second - first == timedelta(hours=2)
+    assert isinstance(described.schedule.action, ScheduleActionStartWorkflow)
+    assert described.schedule.action.workflow == "SweepSnapshots"
+
+    def shifted(found: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule = found.description.schedule
+        every = schedule.spec.intervals[0].every
+        schedule.spec.intervals = [ScheduleIntervalSpec(every=every, offset=timedelta(minutes=7))]
+        return ScheduleUpdate(schedule)
+
+    await handle.update(shifted)
+    assert await _set_up(client, _only_sweeps(tmp_path, "2h")) == [("sweep-snapshots", "updated")]
+    assert await _set_up(client, _only_sweeps(tmp_path, "2h")) == [("sweep-snapshots", "unchanged")]
+    assert await _set_up(client, _only_sweeps(tmp_path, "")) == [("sweep-snapshots", "removed")]
+    assert await _set_up(client, _only_sweeps(tmp_path, "")) == []
+    await _gone(client)
 
 
 async def _set_up(client: Client, config: Path, **options: bool) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from workers.cli import (
     restore,
     retention,
     schedules,
+    snapshots,
     worker,
 )
 from workers.cli.output import Json, Output, plain, show_json
@@ -52,6 +53,7 @@ app.add_typer(worker.app, name="worker", help="Run a worker process: commserve, 
 app.add_typer(group.app, name="group", help="List VM groups; preview which VMs one selects.")
 app.add_typer(job.app, name="job", help="Start, list, watch, show and cancel backup jobs.")
 app.add_typer(backups.app, name="backups", help="List and count backups, show what one holds, verify them.")
+app.add_typer(snapshots.app, name="snapshots", help="Remove snapshots of ours whose owner is gone.")
 app.add_typer(disk.app, name="disk", help="Read bytes of a disk in a backup, without a restore.")
 app.add_typer(copies.app, name="copy", help="Copy backups into a second repository; show how that stands.")
 app.add_typer(restore.app, name="restore", help="Restore a VM, or one disk to a file.")

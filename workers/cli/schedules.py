@@ -1,4 +1,4 @@
-"""`safehaul setup`: the Temporal Schedules that keep the repositories in order, made as the configuration says."""
+"""`safehaul setup`: the Temporal Schedules that keep repositories and snapshots in order, as the configuration says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from temporalio.client import (
     ScheduleActionStartWorkflow,
     ScheduleCalendarSpec,
     ScheduleHandle,
+    ScheduleIntervalSpec,
     ScheduleOverlapPolicy,
     SchedulePolicy,
     ScheduleRange,
@@ -30,7 +31,9 @@ from workers.cli.output import Json, of, run, say, show_json, table
 from workflows import policies
 
 CATCH_UP_WITHIN = timedelta(hours=6)
-"""A run that Temporal missed, being down, is made up for so long after its time: not at night, beside the backups."""
+"""A daily run that Temporal missed, being down, is made up for so long after its time: not at night, beside the backups."""
+SWEEP_CATCH_UP_WITHIN = timedelta(minutes=1)
+"""A sweep that was missed is made up by the next one."""
 
 
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -38,23 +41,81 @@ DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A schedule as the configuration wants it."""
+
+    id: str
+    """Of the schedule, and of the workflows that it starts: for these Temporal adds the time."""
+    workflow: str
+    """Type of the workflow."""
+    argument: dict[str, str]
+    summary: str
+    when: str
+    """For people; empty: none is wanted."""
+    spec: ScheduleSpec
+    catch_up_within: timedelta
+
+
+@dataclass(frozen=True)
 class Kind:
-    """Schedules of one kind: one for each MediaAgent."""
+    """Schedules of one kind."""
 
     workflow: str
     """Type of the workflow."""
-    id_of: Callable[[str], str]
-    """Id of the schedule, and of the workflows that it starts: for these Temporal adds the time."""
-    time_of: Callable[[MediaAgent], str]
-    """`HH:MM` each day, or `sun HH:MM` each week, in UTC; empty: none is wanted."""
-    input_key: str = "media_agent"
-    """Key of its input that takes the MediaAgent's name."""
+    id_prefix: str
+    """What the ids of this kind begin with."""
+    wanted: Callable[[Settings], list[Wanted]]
+
+
+def _of_agents(
+    workflow: str, id_of: Callable[[str], str], time_of: Callable[[MediaAgent], str], input_key: str = "media_agent"
+) -> Kind:
+    """One schedule for each MediaAgent, by the day; `input_key` of its workflow's input takes the MediaAgent's name.
+
+    `time_of`: `HH:MM` each day, or `sun HH:MM` each week, in UTC; empty: none is wanted.
+    """
+
+    def wanted(settings: Settings) -> list[Wanted]:
+        return [
+            Wanted(
+                id=id_of(agent.name),
+                workflow=workflow,
+                argument={input_key: agent.name},
+                summary=f"{workflow} of {agent.name}",
+                when=at if " " in at or not at else f"daily {at}",
+                spec=_at(at),
+                catch_up_within=CATCH_UP_WITHIN,
+            )
+            for agent in settings.media_agents
+            for at in (time_of(agent),)
+        ]
+
+    return Kind(workflow, id_of(""), wanted)
+
+
+def _sweeps(settings: Settings) -> list[Wanted]:
+    """The one schedule of the sweep, by the interval."""
+    every = settings.sweep_every
+    minutes = int(every[:-1]) * (60 if every.endswith("h") else 1) if every else 0
+    intervals = [ScheduleIntervalSpec(every=timedelta(minutes=minutes))] if minutes else []
+    return [
+        Wanted(
+            id=policies.SWEEP_ID,
+            workflow="SweepSnapshots",
+            argument={},
+            summary="Snapshots without an owner",
+            when=f"every {every}" if every else "",
+            spec=ScheduleSpec(intervals=intervals),
+            catch_up_within=SWEEP_CATCH_UP_WITHIN,
+        )
+    ]
 
 
 KINDS = (
-    Kind("PruneRepository", policies.prune_id, lambda agent: agent.prune_at),
-    Kind("VerifyRepository", policies.verify_id, lambda agent: agent.verify_at),
-    Kind("CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"),
+    _of_agents("PruneRepository", policies.prune_id, lambda agent: agent.prune_at),
+    _of_agents("VerifyRepository", policies.verify_id, lambda agent: agent.verify_at),
+    _of_agents("CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"),
+    Kind("SweepSnapshots", policies.SWEEP_ID, _sweeps),
 )
 
 
@@ -81,7 +142,7 @@ def setup(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Create or update the Temporal Schedules of each MediaAgent; a second time changes nothing.
+    """Create or update the Temporal Schedules of each MediaAgent, and of the sweep; a second time changes nothing.
 
     A schedule that somebody has paused stays so. Example: `safehaul setup --dry-run`.
     """
@@ -105,10 +166,10 @@ async def set_up(
     """Bring the schedules to what the configuration says; returns what was done, or would be. Raises RPCError."""
     done = []
     for kind in KINDS:
-        wanted = {kind.id_of(agent.name): agent for agent in settings.media_agents}
-        for schedule_id, agent in wanted.items():
-            done.append(await _bring_about(client, kind, schedule_id, agent, dry_run=dry_run))
-        for schedule_id in sorted(await _ours(client, kind) - set(wanted)):
+        wanted = kind.wanted(settings)
+        for each in wanted:
+            done.append(await _bring_about(client, each, dry_run=dry_run))
+        for schedule_id in sorted(await _ours(client, kind) - {each.id for each in wanted}):
             if remove_unknown and not dry_run:
                 await client.get_schedule_handle(schedule_id).delete()
             note = "its MediaAgent is not in the configuration"
@@ -116,60 +177,60 @@ async def set_up(
     return [item for item in done if item.did]
 
 
-async def _bring_about(
-    client: Client, kind: Kind, schedule_id: str, agent: MediaAgent, *, dry_run: bool
-) -> Done:
-    at = kind.time_of(agent)
-    handle = client.get_schedule_handle(schedule_id)
+async def _bring_about(client: Client, wanted: Wanted, *, dry_run: bool) -> Done:
+    handle = client.get_schedule_handle(wanted.id)
     there = await _described(handle)
-    starts = getattr(there.action, "workflow", "") if there is not None else kind.workflow
-    if starts != kind.workflow:
-        return Done(schedule_id, "left", "", f"somebody's own schedule of this name starts {starts}")
-    if not at:
+    starts = getattr(there.action, "workflow", "") if there is not None else wanted.workflow
+    if starts != wanted.workflow:
+        return Done(wanted.id, "left", "", f"somebody's own schedule of this name starts {starts}")
+    if not wanted.when:
         if there is None:
-            return Done(schedule_id, "", "")
+            return Done(wanted.id, "", "")
         if not dry_run:
             await handle.delete()
-        return Done(schedule_id, "removed", "", "the configuration wants none")
-    when = at if " " in at else f"daily {at}"
-    schedule = _schedule(kind, schedule_id, agent.name, at)
+        return Done(wanted.id, "removed", "", "the configuration wants none")
+    schedule = _schedule(wanted)
     if there is None:
         if not dry_run:
-            await client.create_schedule(schedule_id, schedule)
-        return Done(schedule_id, "created", when)
+            await client.create_schedule(wanted.id, schedule)
+        return Done(wanted.id, "created", wanted.when)
     paused = "it is paused" if there.state.paused else ""
     if await _same(client, there, schedule):
-        return Done(schedule_id, "unchanged", when, paused)
+        return Done(wanted.id, "unchanged", wanted.when, paused)
 
     def change(found: ScheduleUpdateInput) -> ScheduleUpdate:
         return ScheduleUpdate(replace(schedule, state=found.description.schedule.state))
 
     if not dry_run:
         await handle.update(change)
-    return Done(schedule_id, "updated", when, paused)
+    return Done(wanted.id, "updated", wanted.when, paused)
 
 
-def _schedule(kind: Kind, schedule_id: str, media_agent: str, at: str) -> Schedule:
+def _schedule(wanted: Wanted) -> Schedule:
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            wanted.workflow,
+            wanted.argument,
+            id=wanted.id,
+            task_queue=policies.COMMSERVE_QUEUE,
+            static_summary=wanted.summary,
+        ),
+        spec=wanted.spec,
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=wanted.catch_up_within),
+    )
+
+
+def _at(at: str) -> ScheduleSpec:
+    """`HH:MM` each day, or `sun HH:MM` each week; empty: never."""
+    if not at:
+        return ScheduleSpec()
     day, _, time = at.rpartition(" ")
     hour, minute = map(int, time.split(":"))
     days = ScheduleRange(DAYS.index(day)) if day else ScheduleRange(0, len(DAYS) - 1)
-    return Schedule(
-        action=ScheduleActionStartWorkflow(
-            kind.workflow,
-            {kind.input_key: media_agent},
-            id=schedule_id,
-            task_queue=policies.COMMSERVE_QUEUE,
-            static_summary=f"{kind.workflow} of {media_agent}",
-        ),
-        spec=ScheduleSpec(
-            calendars=[
-                ScheduleCalendarSpec(
-                    hour=(ScheduleRange(hour),), minute=(ScheduleRange(minute),), day_of_week=(days,)
-                )
-            ]
-        ),
-        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CATCH_UP_WITHIN),
+    calendar = ScheduleCalendarSpec(
+        hour=(ScheduleRange(hour),), minute=(ScheduleRange(minute),), day_of_week=(days,)
     )
+    return ScheduleSpec(calendars=[calendar])
 
 
 async def _described(handle: ScheduleHandle) -> Schedule | None:
@@ -195,15 +256,15 @@ async def _told(client: Client, schedule: Schedule) -> list[Any]:
         arguments = await client.data_converter.decode(arguments)
     spec, policy = schedule.spec, schedule.policy
     times = [{part: list(map(_span, getattr(item, part))) for part in _PARTS} for item in spec.calendars]
+    intervals = [(item.every, item.offset or timedelta()) for item in spec.intervals]
     others = (
-        spec.intervals,
         spec.cron_expressions,
         spec.skip,
         spec.start_at,
         spec.end_at,
         spec.time_zone_name,
     )
-    what = [action.workflow, arguments, action.id, action.task_queue, times, [bool(item) for item in others]]
+    what = [action.workflow, arguments, action.id, action.task_queue, times, intervals, list(map(bool, others))]
     return [*what, policy.overlap, policy.catchup_window, policy.pause_on_failure]
 
 
@@ -220,7 +281,7 @@ async def _ours(client: Client, kind: Kind) -> set[str]:
     found = set()
     async for item in await client.list_schedules():
         action = item.schedule.action if item.schedule else None
-        if item.id.startswith(kind.id_of("")) and getattr(action, "workflow", "") == kind.workflow:
+        if item.id.startswith(kind.id_prefix) and getattr(action, "workflow", "") == kind.workflow:
             found.add(item.id)
     return found
 

@@ -1,4 +1,4 @@
-"""The sweep's looks at vCenter, on any access node: every VM's snapshots, an orphan, phantom deltas. None changes anything."""
+"""The sweep's looks at vCenter, on any access node: all snapshots, an orphan, phantom deltas. None changes anything."""
 
 from __future__ import annotations
 

@@ -194,21 +194,18 @@ class SweepDesk:
         """Whether the chain of runs that began with `first_run_id` under that workflow id lives."""
         try:
             latest = await self._describe(workflow_id)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return _Life(alive=False, reason="is not known to Temporal any more")
-            return _Life(alive=None, reason=_why(workflow_id, error))
-        told = latest.raw_description.workflow_execution_info.first_run_id
-        if told == first_run_id:
-            return _life_of(workflow_id, latest)
-        if not told:
-            return _Life(alive=None, reason=f"Temporal does not tell the first run of workflow {workflow_id}")
-        # The id is used again: one execution of an id runs at a time, so ours has ended. It is asked all the same.
-        try:
+            told = latest.raw_description.workflow_execution_info.first_run_id
+            if not told:
+                return _Life(
+                    alive=None, reason=f"Temporal does not tell the first run of workflow {workflow_id}"
+                )
+            if told == first_run_id:
+                return _life_of(workflow_id, latest)
+            # The id is used again: one execution of an id runs at a time, so ours has ended. It is asked all the same.
             ours = await self._describe(workflow_id, first_run_id)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return _Life(alive=False, reason="is not known to Temporal any more, its id is used again")
+                return _Life(alive=False, reason="is not known to Temporal any more")
             return _Life(alive=None, reason=_why(workflow_id, error))
         # The first run of a chain that went on says so, and what came after it has ended too.
         if ours.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
@@ -245,7 +242,9 @@ class SweepDesk:
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return
-            raise BusyError(f"adopt: nobody can tell whether namespace {adopt} lives: {error.message}") from error
+            raise BusyError(
+                f"adopt: nobody can tell whether namespace {adopt} lives: {error.message}"
+            ) from error
         raise InvalidInputError(
             f"adopt: namespace {adopt} ({answer.namespace_info.name}) is on this Temporal server: sweep there"
         )

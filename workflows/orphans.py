@@ -82,7 +82,8 @@ class Orphan:
     async def remove(self, reason: str) -> SweptSnapshot:
         """Look at it, ask for its owner once more, have RemoveSnapshot remove it, and prove that it is gone.
 
-        Between the two questions for the owner a workflow may have been reset: the last one counts, right before the start.
+        Between the two questions for the owner a workflow may have been reset: the last one counts, right before the
+        start.
         """
         try:
             look = await self._look()
@@ -93,8 +94,9 @@ class Orphan:
             if is_cancelled_exception(error):
                 raise
             return self.swept(Verdict.UNCLEAR, explain(error))
-        if found is not None:
-            return found
+        return found or await self._have_it_removed(look, reason)
+
+    async def _have_it_removed(self, look: OrphanLook, reason: str) -> SweptSnapshot:
         removal = RemovalInput(vm=self._vm, plan=self._plan, moref=self.found.moref, before=look.before)
         handle = await start_removal(removal, "", f"found by a sweep: its owner {reason}")
         if handle is None:

@@ -132,9 +132,9 @@ ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
 # long: until then a try of the creation may ask vCenter still. It asks within 12 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
 LATE_CREATION_WITHIN = timedelta(seconds=45)
-# A sweep: how many of our snapshots one page tells (each with its owner, 500 bytes), and how many orphans are removed at
-# once, in one sweep, and for how long removals are begun: hundreds of consolidations at a time would bring the filer to
-# its knees, and what is left is the next sweep's. A removal is waited for, for its certificate; RemoveSnapshot goes on.
+# A sweep: how many of our snapshots one page tells (each with its owner, 500 bytes), and how many orphans are removed
+# at once, in one sweep, and for how long removals are begun: hundreds of consolidations at a time would bring the filer
+# to its knees, and what is left is the next sweep's. A removal is waited for, for its certificate, and goes on anyway.
 SWEEP_PAGE_SNAPSHOTS = 200
 SWEEP_AT_ONCE = 4
 SWEEP_REMOVALS = 100

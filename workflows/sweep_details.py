@@ -39,15 +39,15 @@ def details(report: SweepReport, stage: str, rejected: Sequence[str]) -> str:
         lines += ["", *table(["VM", "snapshot", "", "why"], rows)]
     if report.cancelled:
         would = "would be " if report.dry_run else ""
-        rows = [(cell(item.vm_name), cell(item.job)) for item in report.cancelled[:MAX_SHOWN]]
-        lines += ["", f"VMs without their job, {would}cancelled:", "", *table(["VM", "why"], rows)]
+        jobless = [(cell(item.vm_name), cell(item.job)) for item in report.cancelled[:MAX_SHOWN]]
+        lines += ["", f"VMs without their job, {would}cancelled:", "", *table(["VM", "why"], jobless)]
     if report.findings:
-        rows = [
+        findings = [
             (item.kind.value, cell(item.vm_name), cell(item.what)) for item in report.findings[:MAX_SHOWN]
         ]
         total = sum(report.finding_counts.values())
         lines += ["", f"{total} findings, which are never touched:", ""]
-        lines += table(["finding", "VM", ""], rows)
+        lines += table(["finding", "VM", ""], findings)
     problems = [*report.problems, *rejected]
     if problems:
         lines += ["", "Problems:", "", *(f"- {cell(item)}" for item in problems[:MAX_SHOWN])]

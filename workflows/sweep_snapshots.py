@@ -1,6 +1,6 @@
 """SweepSnapshots: removes snapshots of ours whose owner is gone, and nothing else; tells what else is left over.
 
-Terminating a workflow runs no code of it, so somebody must look afterwards. Whatever cannot be proved is left alone and told.
+Terminating a workflow runs no code of it, so somebody must look afterwards. What cannot be proved is left and told.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class SweepSnapshots:
         _stop_if_cancelled()
 
     async def _next_page(self, vcenter: str, request: SweepRequest) -> None:
-        """A page of our snapshots in one vCenter; after the last one what its directories hold, and the next vCenter."""
+        """A page of our snapshots in one vCenter; after the last one what its directories hold."""
         state = self._known_state
         self._say(f"looking at vCenter {vcenter}")
         try:
@@ -186,7 +186,9 @@ class SweepSnapshots:
         try:
             owners = await self._owners(orphans, vcenter)
         except ActivityError as error:
-            reason = self._problem(error, f"owners of {len(found)} snapshots of vCenter {vcenter} are unknown")
+            reason = self._problem(
+                error, f"owners of {len(found)} snapshots of vCenter {vcenter} are unknown"
+            )
             self._swept([each.swept(Verdict.UNCLEAR, reason) for each in orphans])
             return
         _stop_if_cancelled()

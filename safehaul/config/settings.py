@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     [dedup index](dedup-index.md), so that a start need not read it anew: about 65 MB for each TB of unique content. May
     be emptied at any time. Where it cannot be used, a worker warns of it and does without."""
     sweep_every: str = Field(default="15m", pattern=r"^([1-9]\d{0,3}[mh])?$")
-    """How often snapshots of ours whose owner is gone are looked for and [removed](snapshots.md#the-sweeper), in minutes
-    or hours: `15m`, `2h`; by the Temporal Schedule that `safehaul setup` makes. `""`: never by itself."""
+    """How often snapshots of ours whose owner is gone are looked for and [removed](snapshots.md#the-sweeper), in
+    minutes or hours: `15m`, `2h`; by the Temporal Schedule that `safehaul setup` makes. `""`: never by itself."""
     temporal: TemporalSettings = TemporalSettings()
     """The Temporal server that runs the jobs."""
     catalog: CatalogSettings

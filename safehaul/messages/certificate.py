@@ -1,4 +1,4 @@
-"""The removal certificate: what proves, in the index of a backup, that its snapshot is gone and nobody else's was touched.
+"""The removal certificate: the proof, in a backup's index, that its snapshot is gone and nobody else's was touched.
 
 There is no false one: a certificate of which any part is not as it must be cannot be made, nor read back.
 """
@@ -87,7 +87,9 @@ def issue(
     """
     refused = f"the removal of snapshot {record.name!r} of VM {vm_name!r} is not certified: "
     if record.vm_gone:
-        raise PolicyError(f"{refused}its VM has left vCenter's inventory, so that nobody can look at its tree")
+        raise PolicyError(
+            f"{refused}its VM has left vCenter's inventory, so that nobody can look at its tree"
+        )
     try:
         return RemovalCertificate(
             vc_guid=vc_guid,

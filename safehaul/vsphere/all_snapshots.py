@@ -154,9 +154,10 @@ def _named_by_others(vcenter: VCenter, datastores: Sequence[str], heartbeat: Hea
         listed = list(vms.values())
         for start in range(0, len(listed), PAGE_SIZE):
             heartbeat(None)
-            page = read_objects(session, listed[start : start + PAGE_SIZE], {vim.VirtualMachine: ["layoutEx"]})
+            page = read_objects(
+                session, listed[start : start + PAGE_SIZE], {vim.VirtualMachine: ["layoutEx"]}
+            )
             paths |= {str(each.name) for vm in page if vm.get("layoutEx") for each in vm.get("layoutEx").file}
         return paths
 
     return vcenter.read(read)
-

@@ -1,4 +1,4 @@
-"""Goal: a sweep sees every snapshot and every phantom delta, and an orphan's removal is proved without anybody's record."""
+"""Goal: a sweep sees every snapshot and phantom delta, and proves an orphan's removal without anybody's record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safehaul.vsphere import tasks
 from safehaul.vsphere.all_snapshots import _named_by_others, all_snapshots, look_at_orphan, phantom_deltas
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.removal import remove
-from safehaul.vsphere.snapshots import create, tree
+from safehaul.vsphere.snapshots import create
 from tests.contract.lab_server import LabServer
 from tests.contract.snapshot_calls import NAME, OURS, before, remove_all, removed
 from tests.contract.vcenter_server import PLAIN_VM, Ability, Server, vm_named
@@ -80,7 +80,10 @@ class TestInTheLab:
         node, state = look_at_orphan(session, vm, "", (NAME, OURS), tasks.no_heartbeat)
         assert node is not None
         assert state is not None
-        assert (node.moref, [each.moref for each in state.snapshots]) == (ours.moref, [below.moref, above.moref])
+        assert (node.moref, [each.moref for each in state.snapshots]) == (
+            ours.moref,
+            [below.moref, above.moref],
+        )
         if locked:
             for operation in ("RemoveSnapshot", "ConsolidateVMDisks"):
                 lab.hosts.add_fault(FaultRule(operation=operation, effect="locked"))
@@ -129,9 +132,7 @@ class TestInTheLab:
         create(session, vm, "by hand", "Ada")
         assert phantom_deltas(session, vm) == []
         directory = lab.hosts.vm(vm).directory
-        (home,) = [
-            path.parent for path in lab.datastores.rglob("plain.vmx") if path.parent.name in directory
-        ]
+        (home,) = [path.parent for path in lab.datastores.rglob("plain.vmx") if path.parent.name in directory]
         left = [home / "plain-000077.vmdk", home / "plain-000077-delta.vmdk"]
         try:
             for path in left:

@@ -45,7 +45,9 @@ MISSED: dict[str, tuple[str, ...]] = {
     "distribute": (r"step 5 has left no object jobs/JOB/plan", r"the report tells of \[\]"),
     "load_page": (r"the job is Failed: the pages of the plan hold 2 VMs fewer than were planned",),
     # 6: the VM's state before it in the history, on which the proof of the removal stands
-    "inspect_vm": (r"one is Failed: step 14: the removal of .* is not certified: nobody has looked for its files",),
+    "inspect_vm": (
+        r"one is Failed: step 14: the removal of .* is not certified: nobody has looked for its files",
+    ),
     # 6 and 7: a snapshot task in vCenter; the snapshot in the VM's tree
     "create_snapshot": (r"one: the hosts never made its snapshot 'snapshot-0'",),
     # 8: for each disk: format, extents, identity, or the reason why it is skipped

@@ -1,4 +1,4 @@
-"""A sweep in a running data centre: what a terminated job leaves goes, with a proof that the hosts agree with; all else stays."""
+"""A sweep in a running data centre: what a terminated job leaves goes, with a proof; all else stays."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _ours(vm: Vm) -> list[str]:
 
 
 def test_what_a_terminated_job_leaves_is_removed_and_nothing_else(lab: DataCentre) -> None:
-    """The job and one of its VMs are terminated; a job that lives, a user and another installation hold snapshots too."""
+    """Job and VM are terminated; a job that lives, a user and another installation hold snapshots too."""
     witness = Witness(lab.hosts, lab.state / "datastores")
     child = _reading(lab, "terminated", "one")["one"]
     _terminate(lab, "terminated")

@@ -129,7 +129,10 @@ def _certificate(lab: DataCentre, vm: dict[str, Any], index: dict[str, Any]) -> 
         yield f"that it is of {made['morefs']} ({made['name']}) of {made['vc_guid']}"
     if {node["moref"] for node in made["tree_after"]} != {item.moref for item in now.snapshots}:
         yield f"that these snapshots are there: {made['tree_after']}"
-    if {node["moref"] for node in made["tree_before"]} != {held.snapshot, *(item.moref for item in now.snapshots)}:
+    if {node["moref"] for node in made["tree_before"]} != {
+        held.snapshot,
+        *(item.moref for item in now.snapshots),
+    }:
         yield f"that these snapshots were there: {made['tree_before']}"
     if made["consolidation_needed_after"] or now.consolidation_needed:
         yield f"consolidation needed: {made['consolidation_needed_after']}; the hosts: {now.consolidation_needed}"

@@ -125,7 +125,13 @@ def test_no_certificate_is_made_when_a_part_is_false(changes: dict[str, Any], to
 def test_every_part_that_is_false_is_named() -> None:
     with pytest.raises(PolicyError) as refused:
         issue(files_checked=False, tree_after=[OURS], consolidation_needed_after=True)
-    for told in ("still in the VM's tree", "snapshot-3", "snapshot-9", "consolidation", "looked for its files"):
+    for told in (
+        "still in the VM's tree",
+        "snapshot-3",
+        "snapshot-9",
+        "consolidation",
+        "looked for its files",
+    ):
         assert told in str(refused.value)
 
 

@@ -1,4 +1,4 @@
-"""Goal: a sweep takes a snapshot for ours only when everything in and around its marker says so; reports stay bounded."""
+"""Goal: a snapshot is taken for ours only when all in and around its marker says so; reports stay bounded."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_marker_of_which_one_word_differs_is_told_and_left(field: str, kind: F
     ],
 )
 def test_a_name_or_marker_that_is_not_ours_to_the_letter_is_told_and_left(changes: dict[str, str]) -> None:
-    assert found(node(**changes)) == ([], [FindingKind.UNPROVED])
+    assert found(node().model_copy(update=changes)) == ([], [FindingKind.UNPROVED])
 
 
 def test_of_twins_nobody_can_tell_whose_a_snapshot_is() -> None:
@@ -186,7 +186,7 @@ def _inventory(count: int) -> list[VmSnapshots]:
 
 @pytest.mark.parametrize("limit", [1, 2, 50, 200, 10_000])
 def test_pages_hold_everything_once(limit: int) -> None:
-    vms, seen, after, pages = _inventory(1000), [], "", 0
+    vms, seen, after, pages = _inventory(150), [], "", 0
     while True:
         arg = SnapshotPageInput(vcenter="vc", ours=OURS, after=after, limit=limit)
         page = page_of(vms, arg, NOW)
@@ -197,9 +197,7 @@ def test_pages_hold_everything_once(limit: int) -> None:
         if page.ended:
             break
         after = page.after
-    wanted = {
-        (vm.moref, name.name.removeprefix("safehaul ")) for vm in vms for name in vm.snapshots
-    }
+    wanted = {(vm.moref, name.name.removeprefix("safehaul ")) for vm in vms for name in vm.snapshots}
     assert len(seen) == len(wanted)
     assert set(seen) == wanted
 
@@ -214,7 +212,7 @@ def test_a_page_fits_into_a_message_whatever_the_inventory_is_like() -> None:
             consolidation_needed=True,
             snapshots=[node(marker), node(name="safehaul " + "y" * 70, description="")],
         )
-        for number in range(5000)
+        for number in range(1000)
     ]
     page = page_of(vms, SnapshotPageInput(vcenter="vc", ours=OURS, limit=200), NOW)
     assert len(page.findings) <= MAX_FINDINGS
@@ -223,7 +221,7 @@ def test_a_page_fits_into_a_message_whatever_the_inventory_is_like() -> None:
         FindingKind.UNPROVED,
         FindingKind.CONSOLIDATION,
     }
-    assert page.finding_counts == {"consolidation needed": 5000, "other installation": 5000, "unproved": 5000}
+    assert page.finding_counts == {"consolidation needed": 1000, "other installation": 1000, "unproved": 1000}
     assert len(page.model_dump_json()) < 500_000
 
 
@@ -242,7 +240,9 @@ def _swept(number: int, verdict: Verdict, **changes: Any) -> SweptSnapshot:
 
 
 def test_a_report_keeps_what_matters_and_fits_into_a_message() -> None:
-    nodes = [node(moref=f"snapshot-{number}", name="y" * 80, description="z" * 400) for number in range(31)]
+    nodes = [
+        node(moref=f"snapshot-{number}", name="y" * 80, description="z" * 400) for number in range(100, 131)
+    ]
     made = issue(tree_before=nodes, tree_after=nodes, description="another")
     report = SweepReport(started_at=NOW, ended_at=NOW)
     report = report.with_snapshots(_swept(number, Verdict.HELD) for number in range(1000))

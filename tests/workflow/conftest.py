@@ -71,8 +71,9 @@ async def running(
     sandboxed: bool = True,
     more: Mapping[str, Sequence[Any]] | None = None,
 ) -> AsyncIterator[None]:
-    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning; `more`: further
-    steps by queue.
+    """Workers of all roles over the trivial steps; nodes in `silent` have none. `build`: with versioning.
+
+    `more`: further steps, by queue.
 
     Without the sandbox, which imports modules of its own, a test's changes of `workflows.policies` take effect.
     """

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
@@ -110,7 +111,9 @@ class SweepSite:
 
     def snapshots(self) -> set[str]:
         """`VM/moref` of all that are there."""
-        return {f"{vm.name}/{node.moref}" for vms in self.vcenters.values() for vm in vms for node in vm.snapshots}
+        return {
+            f"{vm.name}/{node.moref}" for vms in self.vcenters.values() for vm in vms for node in vm.snapshots
+        }
 
     def did(self, name: str, arg: Any) -> None:
         """Note a call, and run the test's hook for it."""
@@ -149,7 +152,11 @@ class SweepSite:
     def remove_snapshot(self, arg: RemovalInput) -> Removal:
         self.did("remove_snapshot", arg)
         at, vm = self._vm(arg.vm.vcenter, arg.vm.moref)
-        ours = [each for each in vm.snapshots if (each.name, each.description) == (arg.plan.name, arg.plan.description)]
+        ours = [
+            each
+            for each in vm.snapshots
+            if (each.name, each.description) == (arg.plan.name, arg.plan.description)
+        ]
         others = [each for each in vm.snapshots if each not in ours]
         with self.lock:
             self.removed.append(vm.name)
@@ -229,13 +236,12 @@ async def sweep(client: Client, **request: Any) -> SweepReport:
 
 async def failed_sweep(client: Client, **request: Any) -> tuple[str, SweepReport]:
     """Why a sweep failed, and its report."""
-    try:
+    with pytest.raises(WorkflowFailureError) as failed:
         await (await start(client, request)).result()
-    except WorkflowFailureError as error:
-        assert isinstance(error.cause, ApplicationError)
-        assert error.cause.type == "SweepIncomplete", error.cause
-        return error.cause.message, SweepReport.model_validate(error.cause.details[0])
-    raise AssertionError("the sweep did not fail")
+    cause = failed.value.cause
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "SweepIncomplete", cause
+    return cause.message, SweepReport.model_validate(cause.details[0])
 
 
 async def owner(client: Client, workflow_id: str = "") -> WorkflowHandle[Any, Any]:

@@ -77,7 +77,9 @@ def _only_sweeps(home: Path, every: str) -> Path:
     return config
 
 
-async def test_the_sweeps_schedule_is_made_changed_put_right_and_removed(client: Client, tmp_path: Path) -> None:
+async def test_the_sweeps_schedule_is_made_changed_put_right_and_removed(
+    client: Client, tmp_path: Path
+) -> None:
     await _gone(client)
     handle = client.get_schedule_handle("sweep-snapshots")
     assert await _set_up(client, _only_sweeps(tmp_path, "5m")) == [("sweep-snapshots", "created")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -71,7 +71,9 @@ async def test_the_decision_table(client: Client, site: SweepSite) -> None:
     removing = await owner(client)
     await removing.terminate()
     await client.start_workflow(
-        "RemoveSnapshot", id=f"remove-snapshot safehaul {run_of(removing)}", task_queue=f"nobody-{uuid.uuid4()}"
+        "RemoveSnapshot",
+        id=f"remove-snapshot safehaul {run_of(removing)}",
+        task_queue=f"nobody-{uuid.uuid4()}",
     )
     await of("alive", alive)
     await of("terminated", ended)
@@ -174,7 +176,9 @@ async def test_an_owner_that_comes_back_keeps_its_snapshot(client: Client, site:
     assert site.removed == []
 
 
-async def test_in_another_namespace_of_the_same_name_nobody_is_looked_up(client: Client, site: SweepSite) -> None:
+async def test_in_another_namespace_of_the_same_name_nobody_is_looked_up(
+    client: Client, site: SweepSite
+) -> None:
     """There every owner would be unknown, and every snapshot an orphan."""
     nothing: Any = None
     desk = SweepDesk(nothing, client)
@@ -293,23 +297,22 @@ async def test_a_vcenter_that_is_away_does_not_keep_the_others_from_being_swept(
 
 async def test_a_cancel_begins_no_further_removal(client: Client, site: SweepSite) -> None:
     await orphans(client, site, 1)
-    release = time.monotonic() + 20
+    looked, released = threading.Event(), threading.Event()
 
     def wait(_arg: Any) -> None:
-        while not site.calls["released"] and time.monotonic() < release:
-            time.sleep(0.02)
+        looked.set()
+        released.wait(20)
 
     site.hooks["look_at_orphan"] = wait
     async with sweeping(client, site):
         handle = await start(client)
-        while not site.calls["look_at_orphan"]:
-            await asyncio.sleep(0.02)
+        await asyncio.to_thread(looked.wait, 20)
         await handle.signal("stop", "now")
         await handle.signal("cancel")
         with pytest.raises(WorkflowFailureError) as failed:
             await asyncio.wait_for(handle.result(), 20)
         metadata: Any = await handle.query("__temporal_workflow_metadata")
-        site.calls["released"] += 1
+        released.set()
     assert isinstance(failed.value.cause, CancelledError)
     assert "signal 'stop' does not exist" in str(metadata.current_details)
     assert "cancelled" in str(metadata.current_details)

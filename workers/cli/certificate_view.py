@@ -19,7 +19,7 @@ def show_removal(index: BackupIndex) -> None:
         say(
             f"snapshot removed: from {safe(str(removal.get('started_at', '?')))} to "
             f"{safe(str(removal.get('finished_at', '?')))}, consolidation needed afterwards: "
-            f"{safe(str(removal.get('consolidation_needed_after', '?')))}; no certificate: an earlier version backed it up"
+            f"{safe(str(removal.get('consolidation_needed_after', '?')))}; no certificate: it is of an earlier version"
         )
         return
     try:
@@ -37,13 +37,14 @@ def certificate_lines(made: RemovalCertificate) -> list[str]:
     """A certificate for people; foreign text made harmless."""
     debt = " (as before the backup)" if made.consolidation_needed_before else ""
     asked = f"asked for {safe(made.asked_at)}, " if made.asked_at else ""
+    needed = f"{'yes' if made.consolidation_needed_after else 'no'}{debt}"
+    which = f"{safe(', '.join(made.morefs))} ({safe(made.name)})"
     return [
-        f"certificate: snapshot {safe(', '.join(made.morefs))} ({safe(made.name)}) is gone from the VM and the datastore",
+        f"certificate: snapshot {which} is gone from the VM and the datastore",
         f"  {asked}made {safe(made.created_at)}",
         f"  removed from {safe(made.started_at)} to {safe(made.finished_at)}",
         f"  snapshots before: {_tree(made.tree_before)}; after: {_tree(made.tree_after)}",
-        f"  consolidation needed: {'yes' if made.consolidation_needed_after else 'no'}{debt}; "
-        f"consolidated by us: {made.consolidations} times",
+        f"  consolidation needed: {needed}; consolidated by us: {made.consolidations} times",
         f"  files that went with it: {_files(made.snapshot_files)}; files left: {_files(made.files_left)}",
     ]
 

@@ -31,7 +31,7 @@ from workers.cli.output import Json, of, run, say, show_json, table
 from workflows import policies
 
 CATCH_UP_WITHIN = timedelta(hours=6)
-"""A daily run that Temporal missed, being down, is made up for so long after its time: not at night, beside the backups."""
+"""A daily run that Temporal missed, being down, is made up for so long after: not at night, beside the backups."""
 SWEEP_CATCH_UP_WITHIN = timedelta(minutes=1)
 """A sweep that was missed is made up by the next one."""
 
@@ -68,7 +68,10 @@ class Kind:
 
 
 def _of_agents(
-    workflow: str, id_of: Callable[[str], str], time_of: Callable[[MediaAgent], str], input_key: str = "media_agent"
+    workflow: str,
+    id_of: Callable[[str], str],
+    time_of: Callable[[MediaAgent], str],
+    input_key: str = "media_agent",
 ) -> Kind:
     """One schedule for each MediaAgent, by the day; `input_key` of its workflow's input takes the MediaAgent's name.
 
@@ -114,7 +117,9 @@ def _sweeps(settings: Settings) -> list[Wanted]:
 KINDS = (
     _of_agents("PruneRepository", policies.prune_id, lambda agent: agent.prune_at),
     _of_agents("VerifyRepository", policies.verify_id, lambda agent: agent.verify_at),
-    _of_agents("CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"),
+    _of_agents(
+        "CopyBackups", policies.copy_id, lambda agent: agent.copy_at if agent.copy_to else "", "source"
+    ),
     Kind("SweepSnapshots", policies.SWEEP_ID, _sweeps),
 )
 
@@ -167,8 +172,7 @@ async def set_up(
     done = []
     for kind in KINDS:
         wanted = kind.wanted(settings)
-        for each in wanted:
-            done.append(await _bring_about(client, each, dry_run=dry_run))
+        done += [await _bring_about(client, each, dry_run=dry_run) for each in wanted]
         for schedule_id in sorted(await _ours(client, kind) - {each.id for each in wanted}):
             if remove_unknown and not dry_run:
                 await client.get_schedule_handle(schedule_id).delete()
@@ -264,7 +268,15 @@ async def _told(client: Client, schedule: Schedule) -> list[Any]:
         spec.end_at,
         spec.time_zone_name,
     )
-    what = [action.workflow, arguments, action.id, action.task_queue, times, intervals, list(map(bool, others))]
+    what = [
+        action.workflow,
+        arguments,
+        action.id,
+        action.task_queue,
+        times,
+        intervals,
+        list(map(bool, others)),
+    ]
     return [*what, policy.overlap, policy.catchup_window, policy.pause_on_failure]
 
 

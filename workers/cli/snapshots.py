@@ -75,7 +75,8 @@ async def _wait(client: Client) -> SweepReport:
         return await upkeep_calls.result_of(client, SWEEP_ID, SweepReport)
     except asyncio.CancelledError:
         sys.stderr.write(
-            f"safehaul: {SWEEP_ID} goes on: see the web UI; `temporal workflow cancel --workflow-id {SWEEP_ID}` ends it\n"
+            f"safehaul: {SWEEP_ID} goes on: see the web UI; `temporal workflow cancel --workflow-id {SWEEP_ID}` "
+            "ends it\n"
         )
         raise
 
@@ -114,7 +115,9 @@ def show_report(report: SweepReport) -> None:
         )
     ours = _sums({verdict.value: report.counts.get(verdict.value, 0) for verdict in Verdict})
     say(f"{report.vms} VMs with {report.snapshots_seen} snapshots; ours: {ours}")
-    say(f"findings: {_sums(report.finding_counts)}; directories of {report.directories_searched} VMs were searched")
+    say(
+        f"findings: {_sums(report.finding_counts)}; directories of {report.directories_searched} VMs were searched"
+    )
     if report.dry_run:
         say("nothing was changed")
     for problem in report.problems:

@@ -56,6 +56,23 @@ async def orphans(client: Client, site: SweepSite, count: int) -> None:
         site.add(name, site.marker(name, gone.id, run_of(gone)))
 
 
+def _add_others(site: SweepSite, ended: Any) -> None:
+    """VMs with what looks like ours and cannot be proved, and with what is nobody's business of ours."""
+    marker = site.marker("renamed", ended.id, run_of(ended))
+    site.add("renamed", SnapshotNode(moref="s", name="keep this", description=marker.text()))
+    site.add("cut", SnapshotNode(moref="s", name=marker.snapshot_name, description=marker.text()[:-9]))
+    site.add("similar", SnapshotNode(moref="s", name="safehaul by hand", description="Bob's"))
+    longer = marker.text().replace("}", ',"more":"x"}').replace("vc.renamed", "vc.longer")
+    site.add("longer", SnapshotNode(moref="s", name=marker.snapshot_name, description=longer))
+    for name in ("twin a", "twin b"):
+        site.add(name, site.marker("twin", ended.id, run_of(ended)), vc_guid="vc.twin")
+    for name, hours in (("veeam's", 30), ("veeam's of today", 2)):
+        created = (NOW - timedelta(hours=hours)).isoformat()
+        site.add(name, SnapshotNode(moref="s", name="VEEAM BACKUP TEMPORARY SNAPSHOT", created=created))
+    site.add("in debt", consolidation_needed=True)
+    site.add("away", unreadable="the VM is inaccessible", connection_state="inaccessible")
+
+
 async def test_the_decision_table(client: Client, site: SweepSite) -> None:
     """One VM for each thing that a snapshot with our marker, or like ours, can be."""
     users = SnapshotNode(moref="snapshot-user", name="before the upgrade", description="taken by Ada")
@@ -83,19 +100,7 @@ async def test_the_decision_table(client: Client, site: SweepSite) -> None:
     await of("another installation", ended, installation=str(uuid.uuid4()))
     await of("another namespace", ended, namespace=LOST_NAMESPACE)
     await of("a clone of another VM", ended, vc_guid="vc.another")
-    marker = site.marker("renamed", ended.id, run_of(ended))
-    site.add("renamed", SnapshotNode(moref="s", name="keep this", description=marker.text()))
-    site.add("cut", SnapshotNode(moref="s", name=marker.snapshot_name, description=marker.text()[:-9]))
-    site.add("similar", SnapshotNode(moref="s", name="safehaul by hand", description="Bob's"))
-    longer = marker.text().replace("}", ',"more":"x"}').replace("vc.renamed", "vc.longer")
-    site.add("longer", SnapshotNode(moref="s", name=marker.snapshot_name, description=longer))
-    for name in ("twin a", "twin b"):
-        site.add(name, site.marker("twin", ended.id, run_of(ended)), vc_guid="vc.twin")
-    for name, hours in (("veeam's", 30), ("veeam's of today", 2)):
-        created = (NOW - timedelta(hours=hours)).isoformat()
-        site.add(name, SnapshotNode(moref="s", name="VEEAM BACKUP TEMPORARY SNAPSHOT", created=created))
-    site.add("in debt", consolidation_needed=True)
-    site.add("away", unreadable="the VM is inaccessible", connection_state="inaccessible")
+    _add_others(site, ended)
     before = site.snapshots()
     async with sweeping(client, site):
         looked = await sweep(client, dry_run=True)

@@ -16,7 +16,7 @@ from safehaul.messages.base import Message
 
 Progress = int | float | str | Message | None
 
-# A step's heartbeat time-out is 20 s and means that its worker is dead. One call of a step may block for longer: a
+# A step's heartbeat time-out is 15 s and means that its worker is dead. One call of a step may block for longer: a
 # vCenter that hangs (15 s for each of several calls), a filer, an fsync, a locked catalogue (30 s). The answer
 # to a heartbeat also tells of a cancel: as often as the worker sends any.
 PULSE_EVERY_S = 2.0

@@ -12,6 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import step, translated
 from activities.peers import Peers
+from activities.pending import hindrance
 from activities.records import catalog_job, read_job_report, status_of, tolerated, write_job_report
 from safehaul.config.inline import group_of
 from safehaul.errors import BusyError, NotFoundError, PolicyError, SafehaulError
@@ -30,6 +31,9 @@ from safehaul.messages.job import (
     RecordJobInput,
 )
 from safehaul.messages.vm import VmOptions, VmReport
+
+# Of a thousand VMs that all wait for one filer.
+MAX_HINDRANCE_CHARS = 200
 
 
 class CommServe:
@@ -70,6 +74,7 @@ class CommServe:
                     pause_hold_s=group.pause_hold_s,
                     disks=group.disk_selection,
                     removal_handover_s=group.removal_handover_after_s,
+                    node_dead_after_s=group.node_dead_after_s,
                 ),
             )
 
@@ -103,13 +108,15 @@ class CommServe:
 
     @activity.defn(name="reconcile")
     async def reconcile(self, arg: ReconcileInput) -> Reconciliation:
-        """Looks each child up by Describe (never by visibility, which lags) and returns those that are closed."""
-        closed: list[ClosedChild] = []
+        """Looks each child up by Describe (never by visibility, which lags): which are closed, what hinders others."""
+        result = Reconciliation(closed=[])
         for child in arg.children:
             found = await self._look_up(child)
-            if found is not None:
-                closed.append(found)
-        return Reconciliation(closed=closed)
+            if isinstance(found, ClosedChild):
+                result.closed.append(found)
+            elif found:
+                result.hindered[child.child_id] = found[:MAX_HINDRANCE_CHARS]
+        return result
 
     @step("record_job")
     def record_job(self, record: RecordJobInput) -> None:
@@ -158,7 +165,8 @@ class CommServe:
             # Often the very reason why nobody led the job. The catalogue has the row, until it is rebuilt.
             return report, str(error)
 
-    async def _look_up(self, child: ChildRef) -> ClosedChild | None:
+    async def _look_up(self, child: ChildRef) -> ClosedChild | str:
+        """The closed child, or what hinders the running one."""
         handle = self._client.get_workflow_handle(child.child_id)
         try:
             description = await handle.describe()
@@ -167,7 +175,7 @@ class CommServe:
                 raise
             return ClosedChild(child_id=child.child_id, status="not found")
         if description.status in (None, WorkflowExecutionStatus.RUNNING):
-            return None
+            return hindrance(description.raw_description.pending_activities)
         name = description.status.name.lower()
         report: VmReport | None = None
         try:

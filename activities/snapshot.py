@@ -30,10 +30,10 @@ from safehaul.vsphere.names import parse_datastore_path
 
 # vSphere's limit is 32 snapshots in a chain; one place is left for whoever comes next.
 MAX_SNAPSHOTS = 31
-# A try of step 6 asks vCenter this soon after its start or not at all. The server takes a worker for dead after 20 s
-# without a heartbeat: a try of which nobody hears any more, on a node that is cut off, has then lost its right to ask.
-# Removals that do not know the snapshot's moref count on it (`policies.LATE_CREATION_WITHIN`).
-ASK_WITHIN_S = 20.0
+# A try of step 6 asks vCenter this soon after its start or not at all. The server takes a worker for dead after 12 s
+# or more without a heartbeat: a try of which nobody hears any more, on a node that is cut off, has then lost its right
+# to ask. Removals that do not know the snapshot's moref count on it (`policies.LATE_CREATION_WITHIN`).
+ASK_WITHIN_S = 12.0
 # A snapshot task that takes longer is looked at again by a fresh try, before this one's time-out.
 CREATE_WITHIN_S = 45 * 60.0
 

@@ -86,6 +86,14 @@ class LabProcess:
             self._process.kill()
             self._process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP: it does nothing until `thaw`, and its connections stay open, as on a machine that is cut off."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on as if no time had passed."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def terminate(self) -> None:
         """SIGTERM to its session, without waiting."""
         if self.running:

@@ -42,7 +42,7 @@ async def serve(settings: Settings, name: str) -> None:
     peers = Peers(settings)
     of_node = {group.media_agent for group in settings.vm_groups if node in settings.access_nodes_of(group)}
     await asyncio.to_thread(peers.load_indexes, sorted(of_node))
-    control, transfers, clean_up = steps(peers, name, streams)
+    control, transfers, anyones = steps(peers, name, streams)
     slots = max(LEAST_CONTROL_SLOTS, CONTROL_SLOTS_PER_STREAM * streams)
     pools = [ThreadPoolExecutor(size, role) for size in (slots, streams, CLEAN_UP_SLOTS)]
     try:
@@ -50,7 +50,7 @@ async def serve(settings: Settings, name: str) -> None:
             [
                 _worker(client, policies.control_queue(name), control, pools[0], slots),
                 _worker(client, policies.streams_queue(name), transfers, pools[1], streams),
-                _worker(client, policies.ACCESS_NODES_QUEUE, clean_up, pools[2], CLEAN_UP_SLOTS),
+                _worker(client, policies.ACCESS_NODES_QUEUE, anyones, pools[2], CLEAN_UP_SLOTS),
             ],
             role,
         )
@@ -61,10 +61,11 @@ async def serve(settings: Settings, name: str) -> None:
 
 
 def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step], list[Step]]:
-    """The steps of the control queue, of the streams, and of the common clean-up queue."""
+    """The steps of the control queue, of the streams, and of the queue that all access nodes serve."""
     node, job = NodeCoordination(peers, name, streams), JobCoordination(peers, name)
     snapshots, transport = Snapshots(peers), Transport(peers)
     transfers, restores, into = Transfers(peers), Restores(peers), RestoresInto(peers)
+    indexing = AccessNodeIndexing(peers)
     control: list[Step] = [
         node.ping,
         node.prepare_node,
@@ -84,7 +85,7 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         transport.download_files,
         transfers.store_files,
         transfers.finish_reading,
-        AccessNodeIndexing(peers).mark_completed,
+        indexing.mark_completed,
         restores.prepare_restore,
         restores.write_vm_files,
         restores.register_vm,
@@ -97,8 +98,14 @@ def steps(peers: Peers, name: str, streams: int) -> tuple[list[Step], list[Step]
         into.remove_old_disks,
         into.discard_disks,
     ]
-    clean_up: list[Step] = [snapshots.remove_snapshot, restores.discard_restore, into.discard_disks]
-    return control, [transfers.transfer_disk, restores.restore_disk], clean_up
+    anyones: list[Step] = [
+        snapshots.watch_snapshot,
+        snapshots.remove_snapshot,
+        indexing.mark_completed,
+        restores.discard_restore,
+        into.discard_disks,
+    ]
+    return control, [transfers.transfer_disk, restores.restore_disk], anyones
 
 
 def _worker(

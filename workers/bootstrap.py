@@ -26,7 +26,7 @@ from workflows import policies
 
 logger = logging.getLogger("safehaul.worker")
 
-# Heartbeats reach the server at least this often, so that a step's time-out of 20 s means a dead worker. Their answers
+# Heartbeats reach the server at least this often, so that a step's time-out of 15 s means a dead worker. Their answers
 # tell a step of its cancel: a snapshot's removal is to begin within five seconds of one, and this is most of that time.
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 # A worker that is asked to stop lets its steps come to a safe point; they then go on elsewhere.

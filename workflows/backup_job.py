@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.commserve import CommServe
     from safehaul.errors import InvalidInputError
     from safehaul.messages.job import (
+        ChildRef,
         CloseJobInput,
         JobReport,
         JobSettings,
@@ -196,6 +197,11 @@ class BackupJob:
         """A child's report."""
         self._mailbox.finished(raw, self._job_id)
 
+    @workflow.signal(name="node_lost", description="From BackupVm: its access node has died")
+    def node_lost(self, *raw: Any) -> None:
+        """A child that waits for another access node."""
+        self._mailbox.node_lost(raw, self._job_id)
+
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
         """A signal that does not exist: shown, never failed on."""
@@ -263,6 +269,7 @@ class BackupJob:
                     child_id=child.child_id,
                     started_at=child.started_at,
                     capacity_bytes=child.capacity_bytes,
+                    waits_for=self._waits_for(child),
                 )
                 for child in self._ledger.state.running.values()
             ],
@@ -324,6 +331,7 @@ class BackupJob:
             noteworthy=self._planner.noteworthy,
             ledger=self._ledger.state,
             inbox=self._mailbox.inbox,
+            lost=self._mailbox.lost,
             to_cancel=self._mailbox.to_cancel,
             started_at=self._started_at,
             cancel_asked=self._mailbox.cancel_asked,
@@ -345,6 +353,11 @@ class BackupJob:
         self._stage = "done"
         workflow.upsert_search_attributes([policies.BACKUP_STATUS.value_set(status)])
         self._show()
+
+    def _waits_for(self, child: ChildRef) -> str:
+        if child.child_id in self._ledger.state.homeless:
+            return f"another access node: {child.node} does not answer"
+        return self._runner.hindered.get(child.child_id, "")
 
     def _tell(self, stage: str) -> None:
         self._stage = stage

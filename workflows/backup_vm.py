@@ -9,10 +9,10 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.index import AccessNodeIndexing, MediaAgentIndexing
+    from activities.index import MediaAgentIndexing
     from activities.snapshot import Snapshots
     from activities.transfer import Transfers
     from activities.transport import Transport
@@ -22,12 +22,9 @@ with workflow.unsafe.imports_passed_through():
         DownloadInput,
         FinishInput,
         HoldInput,
-        IndexInput,
         InspectInput,
         Inspection,
-        MarkInput,
         OpenBackupInput,
-        Removal,
         SealedBackup,
         SealInput,
         SnapshotPlan,
@@ -45,11 +42,12 @@ with workflow.unsafe.imports_passed_through():
     from workflows.hold import Hold
     from workflows.inputs import parse_input
     from workflows.job_link import ask_and_report
-    from workflows.nodes import nobody_took_it, run_on_node
     from workflows.pause import VmPause
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
     from workflows.unfinished import Unfinished, keeps
+    from workflows.vm_index import Stored, index_backup
+    from workflows.vm_node import VmNode
     from workflows.vm_report import VmStory, nothing_readable
 
 EXAMPLE = "the input that BackupJob gives it (start BackupJob instead)"
@@ -61,15 +59,18 @@ class BackupVm:
 
     def __init__(self) -> None:
         self._story = VmStory()
+        self._node = VmNode(self._story)
         self._hold = Hold()
         self._pause = VmPause(self._story.paused)
         self._unfinished = Unfinished()
         self._canceller: asyncio.Task[None] | None = None
+        self._unheard_at: datetime | None = None
 
     @workflow.run
     async def run(self, raw: Any = None, *more: Any) -> VmReport:
         """Steps 6–15. Returns the report of a Completed or Partial VM; fails or is cancelled otherwise."""
         self._input = parse_input(BackupVmInput, raw, more, EXAMPLE)
+        self._node.begin(self._input)
         self._story.begin(self._input, workflow.info().workflow_id, workflow.now())
         ending = await self._try_until_read()
         report = self._story.end(ending, workflow.now())
@@ -105,6 +106,13 @@ class BackupVm:
     def resume(self, *_raw: Any) -> None:
         """The VM goes on where it was, or begins anew when its snapshot had to go."""
         self._pause.end()
+
+    @workflow.signal(
+        name="go_on_at", description="From BackupJob: another access node, because this VM's died"
+    )
+    def go_on_at(self, *raw: Any) -> None:
+        """The job's answer to `node_lost`."""
+        self._node.go_on_at(raw)
 
     @workflow.signal(dynamic=True)
     def unknown_signal(self, name: str, _values: Sequence[RawValue]) -> None:
@@ -142,30 +150,25 @@ class BackupVm:
                 return None
 
     async def _back_up(self) -> None:
-        inspection = await self._pause.before_snapshot(self._inspect)
+        inspection = await self._pause.before_snapshot(lambda: self._node.wherever(self._inspect))
         plan = snapshot_plan(self._input)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
         session: BackupSession | None = None
         ending: BaseException | None = None
-        node_is_dead = False
+
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
-            snapshot = await self._create_snapshot(plan)
+            snapshot = await self._node.wherever(lambda: self._create_snapshot(plan))
             self._stop_if_cancelled()
-            held = HoldInput(
-                vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
-            )
-            taken = snapshot
-            reading = self._pause.through(lambda: self._read_and_seal(taken), self._input.options)
-            session, sealed = await self._hold.limit(held, reading)
+            session, sealed = await self._read_while_held(snapshot)
             self._stop_if_cancelled()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again after the removal
             # Not `finally`: when a worker drops this run from its cache, Python closes the coroutine, and a
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
-            ending, node_is_dead = cancelled_first(error), nobody_took_it(error)
+            ending = cancelled_first(error)
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
@@ -176,7 +179,8 @@ class BackupVm:
                     snapshot,
                     inspection,
                     self._asked_at,
-                    node_is_dead=node_is_dead,
+                    node_is_dead=self._node.dead,
+                    unheard_at=self._unheard_at,
                 )
             )
         self._story.removed(removal)
@@ -186,13 +190,24 @@ class BackupVm:
         assert snapshot is not None
         assert session is not None
         assert sealed is not None
-        await self._index(snapshot, session, sealed, removal)
+        # Step 14
+        stored = Stored(self._vm, snapshot, session, sealed, removal)
+        await index_backup(stored, self._node, self._story, self._stop_if_cancelled)
+
+    async def _read_while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
+        """Steps 8 to 12, for as long as the snapshot may be held, on another node when this one dies."""
+        held = HoldInput(
+            vm=self._vm, options=self._input.options, created_at=datetime.fromisoformat(snapshot.created)
+        )
+        steps = self._pause.through(
+            lambda: self._node.wherever(lambda: self._read_and_seal(snapshot)), self._input.options
+        )
+        return await self._hold.limit(held, steps, lambda: self._node.queue)
 
     async def _read_and_seal(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         # Step 8
         with self._story.step(8, "checking each disk's transport"):
-            transport = await run_on_node(
-                self._input.node,
+            transport = await self._node.run(
                 Transport.check_transport,
                 CheckTransportInput(vm=self._vm, snapshot=snapshot, disks=self._input.options.disks),
                 summary="Step 8 · verify the NAS transport, disk by disk",
@@ -206,8 +221,7 @@ class BackupVm:
             )
         # Step 9
         with self._story.step(9, "downloading the VM's files"):
-            downloaded = await run_on_node(
-                self._input.node,
+            downloaded = await self._node.run(
                 Transport.download_files,
                 DownloadInput(vm=self._vm, snapshot=snapshot, unread=transport.unread_paths),
                 summary="Step 9 · download the VM's files",
@@ -217,8 +231,7 @@ class BackupVm:
         self._stop_if_cancelled()
         session = await self._open_backup(snapshot)
         with self._story.step(10, "storing the VM's files"):
-            files = await run_on_node(
-                self._input.node,
+            files = await self._node.run(
                 Transfers.store_files,
                 StoreFilesInput(vm=self._vm, session=session, files=downloaded),
                 summary="Step 10 · store the VM's files",
@@ -230,8 +243,7 @@ class BackupVm:
 
     async def _inspect(self) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
-            inspection = await run_on_node(
-                self._input.node,
+            inspection = await self._node.run(
                 Snapshots.inspect_vm,
                 InspectInput(vm=self._vm, options=self._input.options),
                 summary="Before step 6 · record the VM's snapshots, files and debt",
@@ -243,8 +255,12 @@ class BackupVm:
 
     async def _create_snapshot(self, plan: SnapshotPlan) -> SnapshotRef:
         self._asked_at = workflow.now()
-        with self._story.step(6, "making the snapshot"):
-            snapshot = await take_snapshot(self._input, self._vm, plan)
+        try:
+            with self._story.step(6, "making the snapshot"):
+                snapshot = await take_snapshot(self._node, self._input.options, self._vm, plan)
+        except ActivityError:
+            self._unheard_at = self._node.died_at if self._node.dead else self._unheard_at
+            raise
         self._story.snapshot(snapshot)
         return snapshot
 
@@ -275,8 +291,7 @@ class BackupVm:
         transfers: list[TransferResult] = []
         for number, disk in enumerate(transport.readable, start=1):
             with self._story.step(11, f"reading {disk.disk.label}"):
-                result = await run_on_node(
-                    self._input.node,
+                result = await self._node.run(
                     Transfers.transfer_disk,
                     TransferInput(
                         vm=self._vm,
@@ -287,7 +302,7 @@ class BackupVm:
                         snapshot_created_at=created_at,
                         done_before_bytes=sum(item.bytes_capacity for item in transfers),
                     ),
-                    queue=policies.streams_queue(self._input.node),
+                    queue=policies.streams_queue(self._node.name),
                     summary=f"Step 11 · {disk.disk.label} ({number} of {len(transport.readable)})",
                     policy=policies.TRANSFER,
                 )
@@ -307,8 +322,7 @@ class BackupVm:
         # Step 12
         self._pause.completing()
         with self._story.step(12, "completing the backup"):
-            done = await run_on_node(
-                self._input.node,
+            done = await self._node.run(
                 Transfers.finish_reading,
                 FinishInput(vm=self._vm, snapshot=snapshot, disks=transport.readable),
                 summary="Step 12 · compare the source with its start",
@@ -338,46 +352,9 @@ class BackupVm:
         self._unfinished.committed()
         return sealed
 
-    async def _index(
-        self, snapshot: SnapshotRef, session: BackupSession, sealed: SealedBackup, removal: Removal
-    ) -> None:
-        if not removal.gone:
-            raise ApplicationError(
-                f"the backup of VM {self._input.name!r} is stored, but its snapshot's removal is pending: "
-                f"{removal.reason}. RemoveSnapshot goes on with it; look at the snapshot {snapshot.moref} of the "
-                "VM in vCenter",
-                type="RemovalPending",
-                non_retryable=True,
-            )
-        # Step 14
-        with self._story.step(14, "marking the VM completed"):
-            mark = await run_on_node(
-                self._input.node,
-                AccessNodeIndexing.mark_completed,
-                MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
-                summary="Step 14 · mark the VM completed",
-                policy=policies.VM_STEP_AFTER,
-            )
-            self._stop_if_cancelled()
-            written = await run_step(
-                MediaAgentIndexing.write_index,
-                IndexInput(
-                    vm=self._vm,
-                    session=session,
-                    backup_id=sealed.backup_id,
-                    mark=mark,
-                    removal=removal,
-                    report=self._story.end(None, workflow.now()),
-                ),
-                queue=policies.media_agent_queue(self._input.media_agent),
-                summary="Step 14 · write the VM's index",
-                policy=policies.MEDIA_AGENT_AFTER,
-            )
-        self._story.indexed(written)
-
     async def _ask_for_another_vm(self, report: VmReport) -> None:
         """Step 15 and the report to the job, as one task that a cancel does not interrupt."""
-        await uninterrupted(ask_and_report(self._input, report))
+        await uninterrupted(ask_and_report(self._input, self._node.name, report))
 
     def _stop_if_cancelled(self) -> None:
         """A step that ignored the cancel has returned its result: the cancel must not be swallowed."""
@@ -392,6 +369,6 @@ class BackupVm:
             vc_guid=self._input.vc_guid,
             name=self._input.name,
             moref=self._input.moref,
-            node=self._input.node,
+            node=self._node.name,
             media_agent=self._input.media_agent,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from temporalio import workflow
@@ -14,6 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.errors import PolicyError
     from safehaul.messages.steps import HoldInput
     from workflows import policies
+    from workflows.nodes import fell_silent
     from workflows.steps import run_step
     from workflows.vm_report import explain
 
@@ -32,8 +33,13 @@ class Hold:
         """True when the steps were cut off: one that ignored that must not be followed by another."""
         return self._timeout is not None and self._timeout.expired()
 
-    async def limit(self, held: HoldInput, steps: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run the steps under the VM group's limits. Raises PolicyError's ApplicationError when one is reached."""
+    async def limit(
+        self, held: HoldInput, steps: Coroutine[Any, Any, ResultT], queue: Callable[[], str]
+    ) -> ResultT:
+        """Run the steps under the VM group's limits. Raises PolicyError's ApplicationError when one is reached.
+
+        `queue` says where the datastores can be looked at now.
+        """
         if not workflow.patched("hold-is-limited"):
             return await steps
         limit_s = held.options.max_hold_s
@@ -41,7 +47,7 @@ class Hold:
         try:
             async with asyncio.timeout(limit_s) as self._timeout:
                 if workflow.patched("room-is-watched"):
-                    watch = asyncio.create_task(self._watch_room(held))
+                    watch = asyncio.create_task(self._watch_room(held, queue))
                 done = await steps
         except (FailureError, TimeoutError, asyncio.CancelledError) as error:
             cut_off = self._end(watch)
@@ -62,20 +68,14 @@ class Hold:
             watch.cancel()
         return cut_off
 
-    async def _watch_room(self, held: HoldInput) -> None:
+    async def _watch_room(self, held: HoldInput, queue: Callable[[], str]) -> None:
         """Looks now and then, also while the VM waits for a stream or its MediaAgent and no step of it runs."""
         while True:
             await workflow.sleep(
                 policies.ROOM_LOOKED_AT_EVERY, summary="until the datastores are looked at again"
             )
             try:
-                await run_step(
-                    Snapshots.watch_snapshot,
-                    held,
-                    queue=policies.control_queue(held.vm.node),
-                    summary="While the snapshot is held · is there room for it?",
-                    policy=policies.LOOK,
-                )
+                await _look(held, queue())
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     return
@@ -87,3 +87,15 @@ class Hold:
                     return
                 # vCenter or the node is away for a moment: the steps themselves notice, and there is a next look.
                 workflow.logger.info("nobody could look at the datastores of %s: %s", held.vm.name, cause)
+
+
+async def _look(held: HoldInput, queue: str) -> None:
+    """On `queue`, else on any access node: the room is watched also when the VM's own one has just died."""
+    summary = "While the snapshot is held · is there room for it?"
+    try:
+        await run_step(Snapshots.watch_snapshot, held, queue=queue, summary=summary, policy=policies.LOOK)
+    except ActivityError as error:
+        anyone = policies.ACCESS_NODES_QUEUE
+        if queue == anyone or not fell_silent(error) or not workflow.patched("any-node-looks-at-the-room"):
+            raise
+        await run_step(Snapshots.watch_snapshot, held, queue=anyone, summary=summary, policy=policies.LOOK)

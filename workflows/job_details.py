@@ -37,14 +37,19 @@ def job_details(progress: JobProgress, namespace: str) -> str:
             f"Paused since {stamp(progress.paused_since)}: no VM is given out, and those that run stop reading",
         ]
     if progress.running:
-        running = sorted(progress.running, key=lambda vm: (vm.node, vm.started_at))
+        running = sorted(progress.running, key=lambda vm: (not vm.waits_for, vm.node, vm.started_at))
         rows = [
-            (link(vm.name, namespace, vm.child_id), vm.node, f"{vm.started_at:%H:%M:%S}")
+            (
+                link(vm.name, namespace, vm.child_id),
+                vm.node,
+                f"{vm.started_at:%H:%M:%S}",
+                cell(vm.waits_for[:MAX_REASON_CHARS]),
+            )
             for vm in running[:MAX_RUNNING]
         ]
         if len(running) > MAX_RUNNING:
-            rows.append((f"… {len(running) - MAX_RUNNING} more", "", ""))
-        lines += ["", *table(["running", "node", "since (UTC)"], rows)]
+            rows.append((f"… {len(running) - MAX_RUNNING} more", "", "", ""))
+        lines += ["", *table(["running", "node", "since (UTC)", "waits for"], rows)]
     if progress.recent:
         ended = [
             (_name(vm, namespace), vm.status, vm.node, cell(vm.reason[:MAX_REASON_CHARS]))

@@ -14,20 +14,20 @@ with workflow.unsafe.imports_passed_through():
     from workflows.steps import run_step
 
 
-async def ask_and_report(vm: BackupVmInput, report: VmReport) -> None:
+async def ask_and_report(vm: BackupVmInput, node: str, report: VmReport) -> None:
     """Step 15: the node, dry again, asks for another VM; the request goes to the job with the VM's report."""
     request: NodeRequest | None = None
     try:
         request = await run_step(
             NodeCoordination.ask_for_vm,
-            AskInput(job_id=vm.job_id, node=vm.node),
-            queue=policies.control_queue(vm.node),
+            AskInput(job_id=vm.job_id, node=node),
+            queue=policies.control_queue(node),
             summary="Step 15 · ask the coordinator for another VM",
             policy=policies.ASK,
         )
     except ActivityError as error:
         # A node that cannot even ask gets nothing more until it answers the job's ping.
-        workflow.logger.warning("%s does not ask for another VM: %s", vm.node, error.cause)
+        workflow.logger.warning("%s does not ask for another VM: %s", node, error.cause)
     finished = VmFinished(
         job_id=vm.job_id, child_id=workflow.info().workflow_id, report=report, request=request
     )

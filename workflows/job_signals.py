@@ -9,7 +9,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from safehaul.errors import InvalidInputError
-    from safehaul.messages.job import CancelVmRequest, ChildRef, VmFinished
+    from safehaul.messages.job import CancelVmRequest, ChildRef, NodeLost, VmFinished
     from safehaul.messages.ledger import JobState
     from safehaul.messages.plan import PlannedVm
     from safehaul.messages.unreadable import Unreadable
@@ -30,6 +30,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.inbox: list[VmFinished] = []
+        self.lost: list[NodeLost] = []
         self.to_cancel: list[ChildRef] = []
         self.cancel_asked = False
         self.keep = True
@@ -45,6 +46,7 @@ class Mailbox:
         Signals that came between two runs are handled before `run` begins: they must not be overwritten.
         """
         self.inbox = [*state.inbox, *self.inbox]
+        self.lost = [*state.lost, *self.lost]
         self.to_cancel = [*state.to_cancel, *self.to_cancel]
         self.cancel_asked = state.cancel_asked or self.cancel_asked
         self.keep = state.keep and self.keep
@@ -61,7 +63,8 @@ class Mailbox:
     @property
     def has_mail(self) -> bool:
         """True when the main loop has something to do."""
-        return bool(self.inbox or self.to_cancel or self.nudged or self.pause.has_news)
+        news = self.nudged or self.pause.has_news
+        return bool(self.inbox or self.lost or self.to_cancel or news)
 
     def cancel_job(self, raw: tuple[Any, ...] = ()) -> None:
         """The whole job is to be cancelled. Of what comes with it only `keep` counts: see `Unfinished`."""
@@ -140,6 +143,16 @@ class Mailbox:
             return
         if message.job_id == job_id and len(self.inbox) < MAX_INBOX:
             self.inbox.append(message)
+
+    def node_lost(self, raw: tuple[Any, ...], job_id: str) -> None:
+        """A child's node has died; a malformed or another job's message is dropped: the child asks again."""
+        try:
+            message = NodeLost.model_validate(raw[0] if raw else None)
+        except ValidationError as error:
+            self.reject(f"signal node_lost: {describe(error)[:200]}")
+            return
+        if message.job_id == job_id and len(self.lost) < MAX_INBOX and message not in self.lost:
+            self.lost.append(message)
 
     def reject(self, message: str) -> None:
         """Remember what was not understood, to be shown."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 
 from safehaul.errors import IntegrityError
 from safehaul.messages.job import (
@@ -79,9 +80,9 @@ class Ledger:
 
     @property
     def stuck(self) -> bool:
-        """True while VMs wait, none runs, and a lost node could be the one to take them."""
+        """True while VMs wait, none runs on a node, and a lost node could be the one to take them."""
         lost = any(node.lost for node in self.state.nodes.values())
-        return bool(self.waiting) and not self.state.running and lost
+        return bool(self.waiting) and len(self.state.running) == len(self.state.homeless) and lost
 
     def wanted_page(self) -> str | None:
         """The name of a page to load: of the first queue from which a node with a free stream gets nothing."""
@@ -153,7 +154,7 @@ class Ledger:
         VMs than a weak one while there are fewer VMs than streams.
         """
         given: list[Gift] = []
-        busy = Counter(child.node for child in self.state.running.values())
+        busy = self._busy()
         while True:
             hungry = sorted(self._free_nodes(), key=lambda node: -node.power / (busy[node.name] + 1))
             gift = next((gift for gift in map(self._give, hungry) if gift is not None), None)
@@ -166,6 +167,41 @@ class Ledger:
         """A child runs on its node."""
         self.state.running[child.child_id] = child
 
+    def lost_its_node(self, child_id: str, now: datetime) -> None:
+        """A running child's node has died, and it waits for another one. Its stream there went with the node."""
+        self.state.homeless.setdefault(child_id, now)
+
+    def rehome(self) -> list[ChildRef]:
+        """Give free streams to children whose node has died, the longest waiting first; they come before new VMs,
+        because they hold a snapshot. Returns them with their new node.
+        """
+        placed: list[ChildRef] = []
+        for child_id in sorted(self.state.homeless, key=lambda item: (self.state.homeless[item], item)):
+            child = self.state.running[child_id]
+            busy = self._busy()
+            free = [node for node in self._free_nodes() if not child.nodes or node.name in child.nodes]
+            if not free:
+                continue
+            node = min(free, key=lambda item: -item.power / (busy[item.name] + 1))
+            node.credits -= 1
+            del self.state.homeless[child_id]
+            moved = child.model_copy(update={"node": node.name, "moves": child.moves + 1})
+            self.state.running[child_id] = moved
+            placed.append(moved)
+        return placed
+
+    def hopeless(self, since: datetime) -> list[ChildRef]:
+        """Take out the children that have waited since then or longer, and that no living node could take."""
+        alive = {node.name for node in self.state.nodes.values() if not node.lost}
+        found = [
+            self.state.running[child_id]
+            for child_id, begun in self.state.homeless.items()
+            if begun <= since and not alive.intersection(self.state.running[child_id].nodes or alive)
+        ]
+        for child in found:
+            del self.state.homeless[child.child_id]
+        return found
+
     def ended(self, child_id: str, report: VmReport, request: NodeRequest | None) -> ChildRef | None:
         """A child ended. Returns it the first time, None when it had been dealt with already.
 
@@ -173,6 +209,7 @@ class Ledger:
         node and calls `node_answers` or `node_lost`.
         """
         child = self.state.running.pop(child_id, None)
+        self.state.homeless.pop(child_id, None)
         if child is None:
             return None
         self.record(report, child.capacity_bytes)
@@ -195,15 +232,13 @@ class Ledger:
             # Its free streams went with it: all of them come back, and not only the one of this VM.
             self.node_returns(name)
             return
-        busy = sum(child.node == name for child in self.state.running.values())
-        node.credits = min(node.credits + 1, max(0, node.streams - busy))
+        node.credits = min(node.credits + 1, max(0, node.streams - self._busy()[name]))
 
     def node_returns(self, name: str) -> None:
         """A lost node answers again: its streams are free but for what still runs there."""
         node = self.state.nodes[name]
         node.lost = False
-        busy = sum(child.node == name for child in self.state.running.values())
-        node.credits = max(0, node.streams - busy)
+        node.credits = max(0, node.streams - self._busy()[name])
 
     def node_lost(self, name: str) -> None:
         """The node does not answer: it gets nothing more, and its own queue goes to whoever is free."""
@@ -235,6 +270,11 @@ class Ledger:
         for queue in self.state.queues:
             queue.pages, queue.pending, queue.unloaded_count = [], [], 0
         return count
+
+    def _busy(self) -> Counter[str]:
+        """Streams in use, by node."""
+        homeless = self.state.homeless
+        return Counter(child.node for child in self.state.running.values() if child.child_id not in homeless)
 
     def _free_nodes(self) -> list[NodeLedger]:
         return [node for node in self.state.nodes.values() if node.credits > 0 and not node.lost]

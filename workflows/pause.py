@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.vm import VmOptions
     from workflows import policies
     from workflows.markdown import stamp
+    from workflows.vm_signals import tell_vm
 
 ResultT = TypeVar("ResultT")
 
@@ -172,14 +173,4 @@ class JobPause:
             return
         self.has_news = False
         name = "pause" if self.since is not None else "resume"
-        await asyncio.gather(*(_signal(child_id, name) for child_id in list(children)))
-
-
-async def _signal(child_id: str, name: str) -> None:
-    try:
-        await workflow.get_external_workflow_handle(child_id).signal(name)
-    except FailureError as error:
-        if is_cancelled_exception(error):
-            raise
-        # It has just ended: its report is on the way, or the reconciliation will see it.
-        workflow.logger.info("%s cannot be told to %s: %s", child_id, name, error)
+        await asyncio.gather(*(tell_vm(child_id, name) for child_id in list(children)))

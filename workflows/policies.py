@@ -83,14 +83,24 @@ BACKUP_STATUS = SearchAttributeKey.for_keyword("BackupStatus")
 SEARCH_ATTRIBUTES = (JOB_ID, VM_NAME, VC_GUID, VM_GROUP, ACCESS_NODE, BACKUP_STATUS)
 
 # A node's slots are counted by the job's ledger, so a task that nobody takes means that the node is dead, not
-# busy. Half a minute is longer than any restart of a worker that a service manager does by itself.
-NODE_SILENT_AFTER = timedelta(seconds=30)
+# busy. Together with the ping that follows it is known dead within 25 s; a worker that its service manager starts again
+# is back by then.
+NODE_SILENT_AFTER = timedelta(seconds=15)
 # A node that is busy with another job is asked again, later and later: each time costs a few events of history.
 BUSY_NODE_ASKED_EVERY = timedelta(minutes=10)
 # Pings are answered at once or not at all; ten seconds keep the start of a job short when nodes are down.
 PING_WITHIN = timedelta(seconds=10)
-# Heartbeats are sent every few seconds (the workers lower the throttle): four missed ones mean dead.
-HEARTBEAT = timedelta(seconds=20)
+# Heartbeats are sent every five seconds (the workers lower the throttle): three missed ones mean dead.
+HEARTBEAT = timedelta(seconds=15)
+# Of the time after which a VM group takes a silent node for dead, this part is waited for a sign of it, the rest for
+# the answer to a ping.
+SILENT_SHARE = HEARTBEAT / (HEARTBEAT + PING_WITHIN)
+# A creation that failed sooner was heard of: no server takes a worker for dead in less time.
+LEAST_SILENCE = timedelta(seconds=10)
+# A step whose heartbeats stop although its node answers hangs: it is run again, and not for ever.
+HUNG_STEP_TRIES = 6
+# A VM whose node died asks its job again for another one: signals are hints.
+ANOTHER_NODE_ASKED_EVERY = timedelta(minutes=1)
 # A MediaAgent or the CommServe may be restarted for maintenance: the job waits for it, but not for ever.
 AGENT_SILENT_AFTER = timedelta(hours=4)
 # The ledger compares its running children with the server this often (signals are hints).
@@ -118,7 +128,7 @@ ROOM_LOOKED_AT_EVERY = timedelta(minutes=2)
 # does not fail.
 PAUSE_ENDS_BEFORE_HOLD = timedelta(seconds=1)
 # A removal that knows no moref (the creation's answer was lost, its workflow was terminated) looks again after this
-# long: until then a try of the creation may ask vCenter still. It asks within 20 s of its start (ASK_WITHIN_S), its
+# long: until then a try of the creation may ask vCenter still. It asks within 12 s of its start (ASK_WITHIN_S), its
 # call takes 15 s at most (VCENTER_TIMEOUT_S), and from then on its task is seen and waited for.
 LATE_CREATION_WITHIN = timedelta(seconds=45)
 # How long one try of a removal holds a worker's slot. What it waits for (a consolidation, a lock) goes on in vCenter,
@@ -167,6 +177,29 @@ PING = StepPolicy(
     start_to_close=PING_WITHIN,
     retry=_ONCE,
 )
+
+
+def noticing(policy: StepPolicy, dead_after_s: float) -> StepPolicy:
+    """The same for a step that is bound to one node: the workflow hears at once when the node falls silent.
+
+    Without that the server would queue the step again for the node that has just died.
+    """
+    silent = timedelta(seconds=dead_after_s * SILENT_SHARE)
+    once = [*(policy.retry.non_retryable_error_types or ()), "TemporalTimeout:Heartbeat"]
+    return replace(
+        policy,
+        schedule_to_start=silent,
+        heartbeat=None if policy.heartbeat is None else silent,
+        retry=replace(policy.retry, non_retryable_error_types=once),
+    )
+
+
+def pinging(dead_after_s: float) -> StepPolicy:
+    """`PING` with the rest of that time."""
+    within = timedelta(seconds=dead_after_s * (1 - SILENT_SHARE))
+    return replace(PING, schedule_to_start=within, start_to_close=within)
+
+
 # The CommServe's own small steps: configuration, catalogue, Describe.
 COMMSERVE = StepPolicy(
     start_to_close=timedelta(minutes=2),
@@ -199,7 +232,7 @@ VM_STEP_BEFORE = StepPolicy(
 # Steps 8 to 12, while the snapshot is held:
 VM_STEP = replace(VM_STEP_BEFORE, retry=_HELD)
 # Step 14, when the snapshot is gone and the backup is sealed: nothing is held any more, and a backup without its index
-# would be lost to everybody who looks for it. Hours of a vCenter that is away, and a node's reboot.
+# would be lost to everybody who looks for it. Hours of a vCenter that is away, and a reboot of all nodes.
 VM_STEP_AFTER = replace(
     VM_STEP_BEFORE,
     schedule_to_start=timedelta(minutes=15),

@@ -38,10 +38,11 @@ with workflow.unsafe.imports_passed_through():
         SnapshotRef,
         VmRef,
     )
-    from safehaul.messages.vm import BackupVmInput
+    from safehaul.messages.vm import BackupVmInput, VmOptions
     from workflows import policies
-    from workflows.nodes import nobody_took_it, run_on_node
+    from workflows.nodes import fell_silent
     from workflows.steps import run_step
+    from workflows.vm_node import VmNode
     from workflows.vm_report import explain
 
 ResultT = TypeVar("ResultT")
@@ -82,33 +83,31 @@ def plan_for(vm: BackupVmInput, workflow_id: str, first_run_id: str) -> Snapshot
     return SnapshotPlan(name=f"safehaul {first_run_id}", description=marker.text())
 
 
-async def take_snapshot(vm: BackupVmInput, ref: VmRef, plan: SnapshotPlan) -> SnapshotRef:
+async def take_snapshot(node: VmNode, options: VmOptions, ref: VmRef, plan: SnapshotPlan) -> SnapshotRef:
     """Steps 6 and 7; once more without quiescing when the guest refuses that and the VM group allows it.
 
     Two steps, so that each asks vCenter soon after its start (`activities.snapshot.ASK_WITHIN_S`).
     """
-    wanted = CreateSnapshotInput(vm=ref, plan=plan, options=vm.options)
+    wanted = CreateSnapshotInput(vm=ref, plan=plan, options=options)
     try:
-        return await _create(wanted, vm.node, "Steps 6–7 · snapshot")
+        return await _create(wanted, node, "Steps 6–7 · snapshot")
     except ActivityError as error:
         cause = error.cause
         refused = isinstance(cause, ApplicationError) and cause.type == QuiesceRefusedError.__name__
-        if not refused or not vm.options.quiesce_fallback or workflow.cancellation_reason() is not None:
+        if not refused or not options.quiesce_fallback or workflow.cancellation_reason() is not None:
             raise
         warning = f"the guest refused to quiesce, the snapshot is crash-consistent: {explain(error)}"
-    crash_consistent = vm.options.model_copy(update={"quiesce": False})
+    crash_consistent = options.model_copy(update={"quiesce": False})
     snapshot = await _create(
         wanted.model_copy(update={"options": crash_consistent}),
-        vm.node,
+        node,
         "Steps 6–7 · crash-consistent snapshot",
     )
     return snapshot.model_copy(update={"warnings": [warning, *snapshot.warnings]})
 
 
-async def _create(wanted: CreateSnapshotInput, node: str, summary: str) -> SnapshotRef:
-    return await run_on_node(
-        node, Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT
-    )
+async def _create(wanted: CreateSnapshotInput, node: VmNode, summary: str) -> SnapshotRef:
+    return await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
 
 
 async def remove_snapshot(
@@ -120,6 +119,7 @@ async def remove_snapshot(
     asked_at: datetime,
     *,
     node_is_dead: bool = False,
+    unheard_at: datetime | None = None,
 ) -> Removal:
     """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal.
 
@@ -132,6 +132,8 @@ async def remove_snapshot(
         asked_at: when the creation began. One that failed sooner than a worker can be taken for dead is over; of one
             that failed later a try may still be under way, unheard, and ask vCenter: then a second look is taken.
         node_is_dead: nobody took a step of the VM's node, nor a ping: another node is asked at once.
+        unheard_at: when a node was found dead while it was making the snapshot: what it asks vCenter for yet has the
+            same name as the one that another node has made since.
     """
     removal = RemovalInput(
         vm=ref,
@@ -140,13 +142,15 @@ async def remove_snapshot(
         before=inspection.state if inspection else None,
         within_s=policies.REMOVAL_TRY.total_seconds(),
     )
-    late = snapshot is None and workflow.now() - asked_at >= policies.HEARTBEAT
+    late = snapshot is None and workflow.now() - asked_at >= policies.LEAST_SILENCE
+    wait_s = policies.LATE_CREATION_WITHIN.total_seconds()
+    if unheard_at is not None:
+        wait_s = max(wait_s - (workflow.now() - unheard_at).total_seconds(), 0.0)
+        late = wait_s > 0
     passed_over = node_is_dead and workflow.patched("dead-node-is-passed-over")
     done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
     if late and done.gone and not done.vm_gone and workflow.patched("look-for-late-creation"):
-        await workflow.sleep(
-            policies.LATE_CREATION_WITHIN, summary="Step 13 · until no lost try can ask for the snapshot"
-        )
+        await workflow.sleep(wait_s, summary="Step 13 · until no lost try can ask for the snapshot")
         done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
     return done
 
@@ -154,11 +158,11 @@ async def remove_snapshot(
 async def _remove_or_hand_over(removal: RemovalInput, vm: BackupVmInput, *, passed_over: bool) -> Removal:
     handover = timedelta(seconds=vm.options.removal_handover_s)
     anyone = policies.ACCESS_NODES_QUEUE
-    for queue in (anyone,) if passed_over else (policies.control_queue(vm.node), anyone):
+    for queue in (anyone,) if passed_over else (policies.control_queue(removal.vm.node), anyone):
         try:
-            done = await _try_on(queue, removal, handover)
+            done = await _try_on(queue, removal, handover, vm.options.node_dead_after_s)
         except ActivityError as error:
-            if queue == anyone or not nobody_took_it(error):
+            if queue == anyone or not fell_silent(error):
                 return await hand_over(removal, vm.vm_group, explain(error))
         else:
             break
@@ -192,8 +196,12 @@ async def hand_over(removal: RemovalInput, vm_group: str, reason: str) -> Remova
     return Removal(gone=False, pending=True, moref=removal.moref, reason=reason)
 
 
-async def _try_on(queue: str, removal: RemovalInput, handover: timedelta) -> Removal:
+async def _try_on(
+    queue: str, removal: RemovalInput, handover: timedelta, node_dead_after_s: float
+) -> Removal:
     policy = replace(policies.REMOVAL, schedule_to_close=handover)
+    if queue != policies.ACCESS_NODES_QUEUE:
+        policy = policies.noticing(policy, node_dead_after_s)
     return await run_step(
         Snapshots.remove_snapshot,
         removal,

@@ -84,6 +84,7 @@ class VmStory:
 
     def __init__(self) -> None:
         self._vm: BackupVmInput | None = None
+        self._node = ""
         self._child_id = ""
         self._started_at: datetime | None = None
         self._step = 0
@@ -105,7 +106,7 @@ class VmStory:
 
     def begin(self, vm: BackupVmInput, child_id: str, now: datetime) -> None:
         """The VM's backup starts."""
-        self._vm, self._child_id, self._started_at = vm, child_id, now
+        self._vm, self._node, self._child_id, self._started_at = vm, vm.node, child_id, now
         self._show()
 
     @contextmanager
@@ -121,6 +122,22 @@ class VmStory:
             self._add_seconds(number, before)
             raise
         self._add_seconds(number, before)
+
+    @contextmanager
+    def waiting(self, stage: str) -> Iterator[None]:
+        """Something is waited for between two tries of the same step, and shown in the web UI."""
+        before, self._stage = self._stage, stage
+        self._show()
+        yield
+        self._stage = before
+
+    def moved(self, lost: str, node: str, reason: str) -> None:
+        """The VM's node died, and it goes on on another one."""
+        self.warn(
+            [f"access node {lost} stopped answering in step {self._step} ({reason}): went on on {node}"]
+        )
+        self._node = node
+        self._show()
 
     def _add_seconds(self, number: int, before: float) -> None:
         key = str(number)
@@ -229,7 +246,7 @@ class VmStory:
             name=self._vm.name,
             status=status,
             reason=reason,
-            node=self._vm.node,
+            node=self._node,
             given_by=self._vm.given_by,
             backup_id=self._backup_id,
             child_id=self._child_id,
@@ -257,7 +274,7 @@ class VmStory:
         return VmProgressDetail(
             vc_guid=self._vm.vc_guid if self._vm else "",
             name=self._vm.name if self._vm else "",
-            node=self._vm.node if self._vm else "",
+            node=self._node,
             step=self._step,
             stage=self._stage,
             snapshot_moref=self._snapshot_moref,
@@ -298,7 +315,7 @@ class VmStory:
             vm_details(
                 VmScene(
                     name=self._vm.name,
-                    node=self._vm.node,
+                    node=self._node,
                     step=self._step,
                     stage=self._stage,
                     snapshot=self._snapshot_text(),

@@ -9,7 +9,6 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import (
     ActivityError,
     ChildWorkflowError,
-    FailureError,
     TerminatedError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
@@ -23,7 +22,9 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.job import (
         ChildRef,
         Excluded,
+        GoOnAt,
         JobSettings,
+        NodeLost,
         ReconcileInput,
         VmFinished,
     )
@@ -42,6 +43,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.snapshot_guard import hand_over, plan_for, uninterrupted
     from workflows.steps import run_step, shown
     from workflows.vm_report import explain, unstarted_report
+    from workflows.vm_signals import cancel_vm, go_on_at
 
 
 class VmRunner:
@@ -54,14 +56,19 @@ class VmRunner:
         self._stuck_since: float | None = None
         self.coordinator_lost = False
         """True when the coordinator's node was found not to answer."""
+        self.hindered: dict[str, str] = {}
+        """What the running VMs wait for, by child id, as the last comparison with the server showed it."""
         self.not_started = 0
         """VMs that no node had been given when the job was stopped."""
 
     async def hand_out(self) -> None:
         """Load pages of the plan while a free stream wants them, and start a VM on every free stream.
 
-        Of a paused job nothing is given out; the pages are loaded all the same, since `cancel_vm` looks in them.
+        VMs whose node has died come first. Of a paused job nothing is given out; the pages are loaded all the same,
+        since `cancel_vm` looks in them.
         """
+        for child in self._ledger.rehome():
+            await go_on_at(child, GoOnAt(node=child.node, moves=child.moves - 1))
         while (page := self._ledger.wanted_page()) is not None:
             await self._load(page)
         if self._mailbox.pause.since is not None:
@@ -78,7 +85,9 @@ class VmRunner:
         self._mailbox.nudged = False
         await self._mailbox.pause.tell(self._ledger.state.running)
         while self._mailbox.to_cancel:
-            await _cancel(self._mailbox.to_cancel.pop(0))
+            await cancel_vm(self._mailbox.to_cancel.pop(0))
+        while self._mailbox.lost:
+            await self._find_home(self._mailbox.lost.pop(0))
         while self._mailbox.inbox:
             await self._ended(self._mailbox.inbox.pop(0))
 
@@ -93,14 +102,19 @@ class VmRunner:
         `at_once`: look at the children first. A run that was continued as new must, since runs may be shorter
         than the pause, and nothing tells it natively of the children that an earlier run started.
         """
-        if at_once:
-            await self._reconcile_children()
-        while True:
-            await workflow.sleep(
-                policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
-            )
-            await self._reconcile_children()
-            await self._look_for_lost_nodes()
+        try:
+            if at_once:
+                await self._reconcile_children()
+            while True:
+                await workflow.sleep(
+                    policies.RECONCILE_EVERY, summary="Until the VMs are compared with the server"
+                )
+                await self._reconcile_children()
+                await self._look_for_lost_nodes()
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                raise
+            raise asyncio.CancelledError from error  # the job has ended in the middle of a look
 
     async def stop_everything(self) -> None:
         """Cancel every running VM and wait until each has removed its snapshot and reported."""
@@ -127,7 +141,7 @@ class VmRunner:
 
     async def _cancel_all(self) -> None:
         keep, running = self._mailbox.keep, list(self._ledger.state.running.values())
-        await asyncio.gather(*(_cancel(child.model_copy(update={"keep": keep})) for child in running))
+        await asyncio.gather(*(cancel_vm(child.model_copy(update={"keep": keep})) for child in running))
 
     async def _start(self, gift: Gift) -> None:
         info, vm = workflow.info(), gift.vm
@@ -145,6 +159,7 @@ class VmRunner:
             capacity_bytes=vm.capacity_bytes,
             given_by=gift.given_by,
             started_at=workflow.now(),
+            nodes=vm.nodes,
         )
         self._ledger.started(child)
         try:
@@ -255,6 +270,17 @@ class VmRunner:
             reason,
         )
 
+    async def _find_home(self, lost: NodeLost) -> None:
+        """A running child's node has died: the next free stream of another one is its. Asked again, told again."""
+        child = self._ledger.state.running.get(lost.child_id)
+        if child is None:
+            return
+        if lost.moves < child.moves:
+            await go_on_at(child, GoOnAt(node=child.node, moves=lost.moves))
+        elif lost.node == child.node:
+            self._lose(child.node)
+            self._ledger.lost_its_node(child.child_id, workflow.now())
+
     async def _settle_node(self, node: str) -> None:
         """A VM ended without its node's request: the node gets more only if it answers a ping."""
         if await ping(node) is not None:
@@ -287,6 +313,9 @@ class VmRunner:
             # The next comparison comes in half a minute; the VMs do not depend on this one.
             workflow.logger.warning("the running VMs cannot be compared: %s", explain(error))
             return
+        if self.hindered != result.hindered:
+            self.hindered = result.hindered
+            self._mailbox.nudge()
         waiting = {item.child_id for item in self._mailbox.inbox}
         for closed in result.closed:
             child = self._ledger.state.running.get(closed.child_id)
@@ -314,13 +343,26 @@ class VmRunner:
             if await ping(name) is not None:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
-        if not self._ledger.stuck or self._mailbox.pause.since is not None:
+        if self._mailbox.pause.since is not None:
             # Whoever pauses a job may do so to work on the nodes.
+            self._stuck_since = None
+            return
+        await self._give_up_hopeless()
+        if not self._ledger.stuck:
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or workflow.time()
         if workflow.time() - self._stuck_since >= policies.NODES_RETURN_WITHIN.total_seconds():
             await self._give_up_waiting()
+
+    async def _give_up_hopeless(self) -> None:
+        """The nodes that reach a VM's datastores did not come back: its snapshot is not held for them any longer."""
+        for child in self._ledger.hopeless(workflow.now() - policies.NODES_RETURN_WITHIN):
+            reason = (
+                f"access node {child.node} stopped answering, and no other one that reaches its datastores answers: "
+                "see their workers"
+            )
+            await go_on_at(child, GoOnAt(node="", moves=child.moves, reason=reason))
 
     async def _give_up_waiting(self) -> None:
         """The nodes did not come back: what only they could take is Failed."""
@@ -355,14 +397,3 @@ class VmRunner:
     @property
     def _job_id(self) -> str:
         return workflow.info().first_execution_run_id
-
-
-async def _cancel(child: ChildRef) -> None:
-    handle = workflow.get_external_workflow_handle(child.child_id)
-    try:
-        if not child.keep and workflow.patched("a-cancel-may-forget"):
-            await handle.signal("cancel", {"keep": False})
-        await handle.cancel()
-    except (FailureError, ActivityError) as error:
-        # It has just ended: its report is on the way, or the reconciliation will see it.
-        workflow.logger.info("%s cannot be cancelled: %s", child.child_id, error)

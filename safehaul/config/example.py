@@ -136,6 +136,7 @@ min_free_bytes = "10 GiB"   # a datastore with less: no snapshot, or the snapsho
 max_hold_s = 43200          # no snapshot is held longer
 pause_hold_s = 600          # nor longer than this while the job is paused
 removal_handover_after_s = 600 # a removal that takes longer goes on beside the job, without limit
+node_dead_after_s = 25      # a silent access node's VMs go on on another one after this long
 # How long backups are kept: the newest of each of the newest n periods that have one, in UTC. Leave it out: for ever.
 [vm_groups.retention]
 keep_last = 3   # the newest three, and …

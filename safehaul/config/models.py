@@ -11,7 +11,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from safehaul.config.fields import AbsolutePath, Name, Section, SizeBytes
 from safehaul.config.secrets import SecretRef
 from safehaul.messages.disks import DiskCriteria, DiskSelection
-from safehaul.messages.vm import MAX_HOLD_S, MIN_FREE_BYTES, PAUSE_HOLD_S, REMOVAL_HANDOVER_AFTER_S
+from safehaul.messages.vm import (
+    MAX_HOLD_S,
+    MIN_FREE_BYTES,
+    NODE_DEAD_AFTER_S,
+    PAUSE_HOLD_S,
+    REMOVAL_HANDOVER_AFTER_S,
+)
 from safehaul.patterns import MAX_PATTERN_CHARS
 from safehaul.retention import Retention
 from safehaul.rules import Rule
@@ -278,6 +284,9 @@ class VmGroup(Section):
     removal_handover_after_s: float = Field(default=REMOVAL_HANDOVER_AFTER_S, ge=10, le=86400)
     """A snapshot's removal that takes longer goes on beside the job, without limit; the VM's stream is free
     again."""
+    node_dead_after_s: float = Field(default=NODE_DEAD_AFTER_S, ge=20, le=3600)
+    """An access node that gives no sign of life for so long is taken for dead: its VMs go on on another one, under the
+    same snapshot."""
     retention: Retention = Retention()
     """How long its backups are kept. Not set: for ever."""
 

@@ -255,6 +255,31 @@ class ChildRef(Message):
     started_at: datetime
     keep: bool = True
     """When it is cancelled: see CancelVmRequest."""
+    nodes: list[str] = Field(default_factory=list)
+    """Nodes that reach its datastores; empty means all."""
+    moves: int = 0
+    """How often it has been given another node because its own had died."""
+
+
+class NodeLost(Message):
+    """From BackupVm to its job, as the signal `node_lost`: its node does not answer, and it waits for another one."""
+
+    job_id: str
+    child_id: str
+    node: str
+    moves: int = 0
+    """How often it has moved before."""
+
+
+class GoOnAt(Message):
+    """The job's answer, as the signal `go_on_at`."""
+
+    node: str
+    """Empty: there is none."""
+    moves: int = 0
+    """Of the NodeLost that it answers."""
+    reason: str = ""
+    """Why there is none."""
 
 
 class ReconcileInput(Message):
@@ -276,9 +301,12 @@ class ClosedChild(Message):
 
 
 class Reconciliation(Message):
-    """Children that are closed although the job knows them as running."""
+    """What the server says of the children."""
 
     closed: list[ClosedChild]
+    """Those that are closed although the job knows them as running."""
+    hindered: dict[str, str] = Field(default_factory=dict)
+    """Of those that run: what a child's step waits for, by child id."""
 
 
 class ReportPageInput(Message):

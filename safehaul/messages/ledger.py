@@ -13,6 +13,7 @@ from safehaul.messages.job import (
     JobSettings,
     JobTotals,
     Lease,
+    NodeLost,
     VmFinished,
 )
 from safehaul.messages.plan import (
@@ -51,6 +52,8 @@ class LedgerState(BaseModel):
     nodes: dict[str, NodeLedger] = Field(default_factory=dict)
     queues: list[QueueLedger] = Field(default_factory=list)
     running: dict[str, ChildRef] = Field(default_factory=dict)
+    homeless: dict[str, datetime] = Field(default_factory=dict)
+    """Of these the children whose node has died and that wait for another one, and since when."""
     totals: JobTotals = Field(default_factory=JobTotals)
     capacity_bytes: int = 0
     """Of all VMs that the group selected."""
@@ -78,6 +81,7 @@ class JobState(Message):
     noteworthy: list[Excluded]
     ledger: LedgerState
     inbox: list[VmFinished] = Field(default_factory=list)
+    lost: list[NodeLost] = Field(default_factory=list)
     to_cancel: list[ChildRef] = Field(default_factory=list)
     started_at: datetime
     cancel_asked: bool = False

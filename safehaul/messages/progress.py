@@ -21,6 +21,8 @@ class VmProgress(Message):
     started_at: datetime
     capacity_bytes: int = 0
     """Of its disks, as the plan knows it; 0: not known."""
+    waits_for: str = ""
+    """What hindered it when the job last looked; empty: nothing."""
 
 
 class NodeProgress(Message):

@@ -24,6 +24,7 @@ MIN_FREE_BYTES = 10 * 2**30
 MAX_HOLD_S = 12 * 3600.0
 PAUSE_HOLD_S = 600.0
 REMOVAL_HANDOVER_AFTER_S = 600.0
+NODE_DEAD_AFTER_S = 25.0
 
 
 class VmOptions(Message):
@@ -44,6 +45,8 @@ class VmOptions(Message):
     """Longest time that it is held for one pause."""
     removal_handover_s: float = REMOVAL_HANDOVER_AFTER_S
     """After this long a stuck removal is handed to RemoveSnapshot."""
+    node_dead_after_s: float = NODE_DEAD_AFTER_S
+    """An access node that gives no sign for this long is dead: its VMs go on on another one."""
     disks: DiskSelection = Field(default_factory=DiskSelection)
     """Which disks are wanted."""
 

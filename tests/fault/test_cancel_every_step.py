@@ -23,7 +23,7 @@ from tests.e2e.site import report_of, run_job
 from tests.fault.held_worker import can_be_held
 from tests.fault.histories import Past, past_of
 from tests.fault.holding import VMS, Holds, holding_data_centre
-from tests.fault.test_cancel_latency import OF_ONE_VM, OF_THE_JOB, came_too_late
+from tests.fault.test_cancel_latency import OF_ONE_VM, OF_THE_JOB, true_ends
 from workers.converter import DATA_CONVERTER
 
 pytestmark = pytest.mark.slow
@@ -125,8 +125,7 @@ async def test_a_cancel_at_any_step_of_a_vm(held: Held, phase: str, way: str) ->
         await told_of_their_cancel(client, list(children.values()))
     pasts = {vm: await ended(client, child) for vm, child in children.items()}
     found = {steps[vm]: past.status for vm, past in pasts.items()}
-    wanted = {steps[vm]: "COMPLETED" if came_too_late(past) else "CANCELED" for vm, past in pasts.items()}
-    assert found == wanted
+    assert [vm for vm, past in pasts.items() if past.status not in true_ends(past)] == []
     assert {step for step, status in found.items() if status == "COMPLETED"} == {"write_index", "ask_for_vm"}
     job_past = await ended(client, name)
     assert job_past.status == ("CANCELED" if way in OF_THE_JOB else "COMPLETED")

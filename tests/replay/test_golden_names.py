@@ -91,7 +91,7 @@ def test_the_workflows_names() -> None:
 def test_the_jobs_signals_queries_and_updates() -> None:
     definition = BackupJob.__dict__["__temporal_workflow_definition"]
     assert sorted(str(name) for name in definition.signals) == [
-        *("None", "cancel", "cancel_vm", "pause", "resume", "vm_finished"),
+        *("None", "cancel", "cancel_vm", "node_lost", "pause", "resume", "vm_finished"),
     ]
     assert sorted(definition.queries) == ["progress"]
     assert sorted(definition.updates) == [
@@ -103,7 +103,7 @@ def test_the_signals_of_a_vm_of_a_removal_and_of_a_prune() -> None:
     owners = (BackupVm, RemoveSnapshot, PruneRepository)
     found = [item.__dict__["__temporal_workflow_definition"].signals for item in owners]
     assert [sorted(str(name) for name in signals) for signals in found] == [
-        ["None", "cancel", "pause", "resume"],
+        ["None", "cancel", "go_on_at", "pause", "resume"],
         ["None", "retry_now"],
         ["None", "cancel"],
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +38,13 @@ def _vm(number: int, nodes: list[str] | None = None) -> PlannedVm:
 
 def _child(vm: PlannedVm, node: str) -> ChildRef:
     return ChildRef(
-        child_id=vm.vc_guid, vc_guid=vm.vc_guid, name=vm.name, moref=vm.moref, node=node, started_at=NOW
+        child_id=vm.vc_guid,
+        vc_guid=vm.vc_guid,
+        name=vm.name,
+        moref=vm.moref,
+        node=node,
+        started_at=NOW,
+        nodes=vm.nodes,
     )
 
 
@@ -151,6 +157,51 @@ def test_a_lost_nodes_own_queue_goes_to_the_others() -> None:
     assert {(gift.vm.name, gift.node) for gift in ledger.gifts()} == {("vm0", "b"), ("vm1", "b")}
 
 
+def _with_a_dead_node(vms: list[PlannedVm], streams: int = 1) -> Ledger:
+    """Two nodes, `a` and `b`; both run what they can, then `a` dies with its VMs."""
+    ledger = _open({"p": vms}, {"a": streams, "b": streams}, {"a": 2.0})
+    ledger.loaded("p", list(vms))
+    for gift in ledger.gifts():
+        ledger.started(_child(gift.vm, gift.node))
+    ledger.node_lost("a")
+    for child in list(ledger.state.running.values()):
+        if child.node == "a":
+            ledger.lost_its_node(child.child_id, NOW)
+    return ledger
+
+
+def test_a_vm_whose_node_died_gets_the_next_stream_before_any_new_vm() -> None:
+    ledger = _with_a_dead_node([_vm(0), _vm(1), _vm(2)])
+    assert (ledger.rehome(), ledger.gifts()) == ([], [])
+    (on_b,) = (child for child in ledger.state.running.values() if child.node == "b")
+    ledger.ended(on_b.child_id, _report(on_b), _request("b"))
+    (moved,) = ledger.rehome()
+    assert (moved.name, moved.node, moved.moves) == ("vm0", "b", 1)
+    assert ledger.state.running[moved.child_id] == moved
+    assert ledger.gifts() == []
+    assert ledger.rehome() == []
+
+
+def test_a_vm_whose_node_died_waits_for_a_node_that_reaches_its_datastores() -> None:
+    ledger = _with_a_dead_node([_vm(0, ["a"]), _vm(1, ["b"])], streams=2)
+    assert ledger.rehome() == []
+    assert ledger.hopeless(NOW - timedelta(minutes=1)) == [], "it has only begun to wait"
+    ledger.node_returns("a")
+    assert [child.node for child in ledger.rehome()] == ["a"]
+    ledger.node_lost("a")
+    ledger.lost_its_node("g0", NOW)
+    assert [child.name for child in ledger.hopeless(NOW)] == ["vm0"]
+    assert ledger.rehome() == [], "it has been given up"
+
+
+def test_a_job_whose_running_vms_all_wait_for_a_node_is_stuck() -> None:
+    ledger = _with_a_dead_node([_vm(0), _vm(1), _vm(2)])
+    assert not ledger.stuck
+    ledger.node_lost("b")
+    ledger.lost_its_node("g1", NOW)
+    assert ledger.stuck
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_vm_is_lost_or_doubled_whatever_happens(data: st.DataObject) -> None:
@@ -164,27 +215,38 @@ def test_no_vm_is_lost_or_doubled_whatever_happens(data: st.DataObject) -> None:
     ledger = _open(pages, nodes)
     started: list[str] = []
     ended: list[str] = []
+    deaths = ["one", "two", "three"]
     for _ in range(400):
         if ledger.finished:
             break
         while (page := ledger.wanted_page()) is not None:
             ledger.loaded(page, pages[page])
+        for child in ledger.rehome():
+            assert not child.nodes or child.node in child.nodes
+            assert not ledger.state.nodes[child.node].lost
         for gift in ledger.gifts():
             assert not gift.vm.nodes or gift.node in gift.vm.nodes
             started.append(gift.vm.vc_guid)
             ledger.started(_child(gift.vm, gift.node))
         for name, streams in nodes.items():
-            assert sum(child.node == name for child in ledger.state.running.values()) <= streams
-        _something_happens(data, ledger, ended)
+            running = (
+                child for id_, child in ledger.state.running.items() if id_ not in ledger.state.homeless
+            )
+            assert sum(child.node == name for child in running) <= streams
+        _something_happens(data, ledger, ended, deaths)
         ledger = Ledger(LedgerState.model_validate_json(ledger.state.model_dump_json()))
     assert ledger.finished
     assert sorted(started) == sorted(ended) == sorted(vm.vc_guid for vm in vms)
     assert ledger.state.totals.vms == count
 
 
-def _something_happens(data: st.DataObject, ledger: Ledger, ended: list[str]) -> None:
+def _something_happens(data: st.DataObject, ledger: Ledger, ended: list[str], deaths: list[str]) -> None:
     running = sorted(ledger.state.running)
-    if running:
+    dies = data.draw(st.booleans()) if deaths else False
+    if running and dies:
+        deaths.pop()
+        _a_node_dies(data.draw(st.sampled_from(sorted(ledger.state.nodes))), ledger)
+    elif running:
         child = ledger.state.running[data.draw(st.sampled_from(running))]
         asked = data.draw(st.booleans())
         assert (
@@ -199,3 +261,11 @@ def _something_happens(data: st.DataObject, ledger: Ledger, ended: list[str]) ->
     for name, node in ledger.state.nodes.items():
         if node.lost and (not running or data.draw(st.booleans())):
             ledger.node_returns(name)
+
+
+def _a_node_dies(name: str, ledger: Ledger) -> None:
+    """Its VMs tell of it one after the other; the first one is enough for the node."""
+    for child in list(ledger.state.running.values()):
+        if child.node == name:
+            ledger.node_lost(name)
+            ledger.lost_its_node(child.child_id, NOW)

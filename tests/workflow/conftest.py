@@ -114,7 +114,7 @@ async def running(
             if name not in silent:
                 await stack.enter_async_context(node_workers(client, world, name, build=build))
         anyone = TrivialNode(world, "any")
-        await serve(policies.ACCESS_NODES_QUEUE, [anyone.remove_snapshot, *restores.clean_up()])
+        await serve(policies.ACCESS_NODES_QUEUE, [*anyone.anyones(), *restores.clean_up()])
         await serve(policies.media_agent_queue("ma"), anyone.media())
         await serve(policies.upkeep_queue("ma"), [anyone.leave_unfinished])
         yield

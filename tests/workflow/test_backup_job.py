@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
+from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from safehaul.messages.job import JobReport
+from safehaul.messages.vm import VmOptions
 from tests.fault.histories import past_of
 from tests.workflow.conftest import running
 from tests.workflow.test_snapshot_guard import only_child, status_at_the_end
 from tests.workflow.world import World, wait_for_cancel
-from workflows import policies
 from workflows.backup_job import BackupJob
 
 REQUEST = {"vm_group": "test"}
@@ -33,6 +32,13 @@ async def until(condition: Any, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
         await asyncio.sleep(0.02)
+
+
+def _works(seconds: float) -> None:
+    """A step that takes its time, and lives."""
+    for _ in range(round(seconds / 0.1)):
+        activity.heartbeat()
+        time.sleep(0.1)
 
 
 async def test_all_vms_complete_and_no_snapshot_stays(client: Client, job_id: str) -> None:
@@ -159,15 +165,12 @@ async def test_a_snapshot_is_not_held_longer_than_its_limit_whatever_the_vm_wait
     assert world.calls["write_index"] == 0
 
 
-async def test_a_node_that_is_busy_with_another_job_is_waited_for(
-    client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_that_is_busy_with_another_job_is_waited_for(client: Client, job_id: str) -> None:
     """One stream, two jobs: the second job's transfer is taken by nobody for longer than a dead node is given."""
-    quick = replace(policies.TRANSFER, schedule_to_start=timedelta(seconds=1))
-    monkeypatch.setattr(policies, "TRANSFER", quick)
     world = World(vm_count=1)
+    world.options = VmOptions(node_dead_after_s=2.5)
     world.stream_slots = 1
-    world.hooks["transfer_disk"] = lambda _arg: time.sleep(4)
+    world.hooks["transfer_disk"] = lambda _arg: _works(4)
     async with running(client, world):
         handles = [await start(client, f"{job_id}-{number}", REQUEST) for number in (1, 2)]
         reports = [JobReport.model_validate(await handle.result()) for handle in handles]

@@ -66,7 +66,7 @@ async def test_a_creation_that_may_still_come_is_looked_for_again(
     client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch, *, late: bool
 ) -> None:
     """A try of the creation that nobody hears of any more asks vCenter after the first look has found nothing."""
-    monkeypatch.setattr(policies, "HEARTBEAT", timedelta(seconds=1) if late else timedelta(hours=1))
+    monkeypatch.setattr(policies, "LEAST_SILENCE", timedelta(seconds=1) if late else timedelta(hours=1))
     monkeypatch.setattr(policies, "LATE_CREATION_WITHIN", timedelta(seconds=1))
     world = World(vm_count=1)
 

@@ -362,6 +362,10 @@ class TrivialNode:
             self.mark_completed,
         ]
 
+    def anyones(self) -> list[Callable[..., Any]]:
+        """The steps of the queue that all access nodes serve."""
+        return [self.watch_snapshot, self.remove_snapshot, self.mark_completed]
+
     def media(self) -> list[Callable[..., Any]]:
         """The MediaAgent's steps."""
         return [self.open_backup, self.seal_backup, self.write_index, self.leave_unfinished]

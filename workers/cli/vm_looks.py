@@ -27,8 +27,8 @@ LOOKS_PER_RENEWAL = 20
 FRESH_S = 2.0
 """Heartbeats come every two seconds: looking more often shows nothing new."""
 LOOK_WITHIN = timedelta(seconds=5)
-SILENT_S = 12.0
-"""Several heartbeats missed: worth saying, long before the time-out of 20 s decides."""
+SILENT_S = 11.0
+"""Several heartbeats missed: worth saying, before the time-out of 15 s decides."""
 
 # Activity → its step, what it does, and what a started one waits for.
 DOING = {

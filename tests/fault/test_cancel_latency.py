@@ -195,7 +195,7 @@ def true_ends(past: Past) -> set[str]:
     While the index is written, either: the step may be taken back before it begins, or end together with the cancel.
     """
     begun, done = past.scheduled("write_index"), past.ended("write_index")
-    if begun and (not past.cancel_asked or done and past.cancel_asked > done):
+    if begun and (not past.cancel_asked or (done and past.cancel_asked > done)):
         return {"COMPLETED"}
     return {"CANCELED", "COMPLETED"} if begun and past.cancel_asked > begun else {"CANCELED"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -39,13 +39,24 @@ CLASSES: tuple[type, ...] = (
 )
 
 
-def hold_all(directory: Path) -> None:
-    """Put a holding step in every step's place."""
+def _steps() -> Iterator[tuple[type, str, str, Callable[[Any, Any], Any]]]:
+    """Each step that can be held: its class, its attribute's name, its name as an activity, and itself."""
     for owner in CLASSES:
         for name, member in list(vars(owner).items()):
             definition = activity._Definition.from_callable(member) if callable(member) else None
             if definition is not None and not iscoroutinefunction(member):
-                setattr(owner, name, _holding(str(definition.name), member, directory))
+                yield owner, name, str(definition.name), member
+
+
+def can_be_held() -> set[str]:
+    """The steps' names: all but the CommServe's own."""
+    return {step for _, _, step, _ in _steps()}
+
+
+def hold_all(directory: Path) -> None:
+    """Put a holding step in every step's place."""
+    for owner, name, step, real in _steps():
+        setattr(owner, name, _holding(step, real, directory))
 
 
 def _holding(name: str, real: Callable[[Any, Any], Any], directory: Path) -> Callable[[Any, Any], Any]:

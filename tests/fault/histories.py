@@ -35,6 +35,8 @@ class Run:
     scheduled: int
     scheduled_at: datetime
     ended_at: datetime | None = None
+    ended: int = 0
+    """Number of the event of its end; 0: it has not ended."""
 
 
 @dataclass
@@ -58,6 +60,10 @@ class Past:
         """Number of the event that asked for the step first; 0: never."""
         return next((run.scheduled for run in self.runs if run.step == step), 0)
 
+    def ended(self, step: str) -> int:
+        """Number of the event with which the step ended first; 0: it did not."""
+        return next((run.ended for run in self.runs if run.step == step), 0)
+
     def step_at(self, at: datetime) -> str:
         """What was under way at a moment; else what had been done last, or "start"."""
         begun = [run for run in self.runs if run.scheduled_at <= at]
@@ -78,7 +84,8 @@ async def past_of(client: Client, workflow_id: str, run_id: str | None = None) -
             by_event[event.event_id] = run = Run(name, event.event_id, _time(event))
             past.runs.append(run)
         elif kind in ENDS:
-            by_event[getattr(event, ENDS[kind]).scheduled_event_id].ended_at = _time(event)
+            run = by_event[getattr(event, ENDS[kind]).scheduled_event_id]
+            run.ended_at, run.ended = _time(event), event.event_id
         elif kind == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
             past.cancel_asked = past.cancel_asked or event.event_id
         elif kind in CLOSED:

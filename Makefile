@@ -46,7 +46,7 @@ cancels: venv ## Measure how soon a cancel is followed by the snapshot's removal
 bench: venv ## Measure beside restic, borg and zstd (minutes; FULL=1: an hour, writes docs/performance.md)
 	@$(BIN)/python -m tests.bench $(if $(FULL),--full) $(BENCH_ARGS)
 
-crash-matrix: venv ## Kill every process at every kind of moment (hours, goes on where it was; QUICK=1: minutes; CASE=…, FRESH=1, JOBS=2)
+crash-matrix: venv ## Kill every process at every kind of moment (an hour or two, goes on where it was; QUICK=1: minutes; CASE=…, FRESH=1, JOBS=2)
 	@$(BIN)/python -m tests.crash $(if $(CASE),case '$(CASE)',matrix --jobs $(or $(JOBS),2) $(if $(QUICK),--quick) $(if $(FRESH),--fresh))
 
 soak: venv ## Jobs back to back while processes die at random (SOAK_MINUTES=30)

@@ -26,7 +26,7 @@ from activities.records import (
     write_report_page,
 )
 from safehaul import placement
-from safehaul.errors import PolicyError, SafehaulError
+from safehaul.errors import PolicyError, SafehaulError, TransientError
 from safehaul.messages.inventory import DatastoreRef, NasVolume, VmRecord
 from safehaul.messages.job import (
     Admission,
@@ -89,13 +89,16 @@ class NodeCoordination:
         volumes = inventory.all_nas_volumes(vcenter)
         reachable: list[str] = []
         unreachable: dict[str, str] = {}
+        may_return: list[str] = []
         for datastore in arg.needed_datastores:
             beat(datastore.key)
             problem = self._try_export(datastore, volumes)
-            if problem:
-                unreachable[datastore.key] = problem
-            else:
+            if problem is None:
                 reachable.append(datastore.key)
+                continue
+            unreachable[datastore.key] = f"{self._node}: {problem}"
+            if isinstance(problem, TransientError):
+                may_return.append(datastore.key)
         return NodeAnswer(
             node=self._node,
             version=_version(),
@@ -106,6 +109,7 @@ class NodeCoordination:
             reachable_datastores=reachable,
             problems=list(unreachable.values()),
             unreachable=unreachable,
+            may_return=may_return,
         )
 
     @step("ask_for_vm")
@@ -119,16 +123,16 @@ class NodeCoordination:
             node=self._node, free_streams=1, load=os.getloadavg()[0], asked_at=datetime.now(UTC)
         )
 
-    def _try_export(self, datastore: DatastoreRef, volumes: Sequence[NasVolume]) -> str:
-        """Why the datastore cannot be read from here, or an empty text."""
+    def _try_export(self, datastore: DatastoreRef, volumes: Sequence[NasVolume]) -> SafehaulError | None:
+        """Why the datastore cannot be read from here; None when it can."""
         try:
             volume = find_volume(volumes, datastore)
             must_be_nas(volume)
             with self._peers.open_export(volume) as export:
                 export.free_bytes()  # one small call, however many VMs the datastore holds
         except SafehaulError as error:  # one unreachable export leaves the others usable: it is reported
-            return f"{self._node}: {error}"
-        return ""
+            return error
+        return None
 
 
 class JobCoordination:

@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.ledger import JobState
     from workflows import policies
     from workflows.nodes import ping
-    from workflows.steps import run_step
+    from workflows.steps import run_step, shown
     from workflows.vm_report import explain
 
 SelfT = TypeVar("SelfT")
@@ -98,24 +98,23 @@ class Coordinator:
         )
 
     async def initialise_nodes(self, discovery: Discovery) -> Admission:
-        """Step 4: every node that answered prepares itself; the coordinator admits those that are fit."""
+        """Step 4: every node that answered prepares itself; the coordinator admits those that are fit.
+
+        A filer that answers none of them is waited for.
+        """
         settings, job_id = self.known_settings, workflow.info().first_execution_run_id
-        nodes = [node for node in settings.access_nodes if node not in self.silent_nodes]
-        outcomes = await asyncio.gather(
-            *(
-                _prepare(
-                    PrepareInput(
-                        job_id=job_id,
-                        node=node,
-                        settings=settings,
-                        datastores=discovery.datastores,
-                        datastore_refs=discovery.datastore_refs,
-                        lease=self.lease,
-                    )
-                )
-                for node in nodes
+        outcomes = await self._prepare_all(discovery)
+        deadline = workflow.time() + policies.FILER_RETURNS_WITHIN.total_seconds()
+        while (
+            (away := _away(outcomes))
+            and workflow.time() < deadline
+            and workflow.patched("filer-is-waited-for")
+        ):
+            await workflow.sleep(
+                policies.FILER_ASKED_EVERY,
+                summary=shown(f"Step 4 · until the filer of {', '.join(away)} answers"),
             )
-        )
+            outcomes = await self._prepare_all(discovery)
         admission = await self.ask(
             JobCoordination.admit_nodes,
             AdmitInput(
@@ -129,6 +128,24 @@ class Coordinator:
         )
         self.leave_out(*admission.left_out)
         return admission
+
+    async def _prepare_all(self, discovery: Discovery) -> list[NodeAnswer | str]:
+        nodes = [node for node in self.known_settings.access_nodes if node not in self.silent_nodes]
+        return await asyncio.gather(
+            *(
+                _prepare(
+                    PrepareInput(
+                        job_id=workflow.info().first_execution_run_id,
+                        node=node,
+                        settings=self.known_settings,
+                        datastores=discovery.datastores,
+                        datastore_refs=discovery.datastore_refs,
+                        lease=self.lease,
+                    )
+                )
+                for node in nodes
+            )
+        )
 
     async def ask(self, method: Callable[[SelfT, InputT], ResultT], arg: InputT, summary: str) -> ResultT:
         """Run an activity on the coordinator's own queue."""
@@ -219,3 +236,10 @@ async def _prepare(prepare: PrepareInput) -> NodeAnswer | str:
         if is_cancelled_exception(error):
             raise
         return f"{prepare.node}: {explain(error)}"
+
+
+def _away(outcomes: list[NodeAnswer | str]) -> list[str]:
+    """Datastores that no node reaches, and that at least one may reach by waiting."""
+    answers = [outcome for outcome in outcomes if isinstance(outcome, NodeAnswer)]
+    reached = {key for answer in answers for key in answer.reachable_datastores}
+    return sorted({key for answer in answers for key in answer.may_return} - reached)

@@ -109,6 +109,10 @@ ANOTHER_NODE_ASKED_EVERY = timedelta(minutes=1)
 AGENT_SILENT_AFTER = timedelta(hours=4)
 # The ledger compares its running children with the server this often (signals are hints).
 RECONCILE_EVERY = timedelta(seconds=30)
+# A datastore that no node reaches in step 4, because its filer does not answer, is looked for again this often and this
+# long: a filer that restarts would otherwise fail all of its VMs. As long as step 4 waits for a vCenter.
+FILER_ASKED_EVERY = timedelta(seconds=15)
+FILER_RETURNS_WITHIN = timedelta(minutes=2)
 # When no access node answers any more, the job waits this long for one to come back.
 NODES_RETURN_WITHIN = timedelta(minutes=5)
 # A VM that moves while it is read is backed up anew from a new snapshot. One that has moved this many times in one

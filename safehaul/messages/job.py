@@ -185,6 +185,8 @@ class NodeAnswer(Message):
     """One line for each export or peer that this node could not reach; `unreachable` has them by datastore."""
     unreachable: dict[str, str] = Field(default_factory=dict)
     """Why, by key."""
+    may_return: list[str] = Field(default_factory=list)
+    """Keys among `unreachable` whose filer does not answer now, so that waiting may help; the others are refusals."""
 
 
 class AdmitInput(Message):

@@ -10,6 +10,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("safehaul", "workflows", "activities", "workers")
+NOT_TAKEN_OVER = {
+    "workflows/policies.py": (
+        "    retry=RetryPolicy(initial_interval=timedelta(seconds=2), maximum_interval=timedelta(seconds=30)),\n",
+        "    retry=_ONCE,\n",
+    ),
+    "workflows/snapshot_guard.py": (
+        "return await hand_over(removal, vm.vm_group, explain(error))",
+        "return Removal(gone=False, pending=True, moref=removal.moref, reason=explain(error))",
+    ),
+}
+"""A removal that fails is neither tried again nor handed to RemoveSnapshot."""
+ORPHANS_STAY = {
+    "workflows/vm_runner.py": (
+        "        if finished.orphaned:\n",
+        "        if finished.orphaned and not finished.child_id:\n",
+    ),
+}
+"""The job does not remove the snapshot of a VM whose workflow was terminated."""
 
 
 @contextlib.contextmanager

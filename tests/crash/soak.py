@@ -29,7 +29,7 @@ from tests.crash.trace import warm_up
 from tests.crash.victims import MEDIA_AGENT_WORKER, Victims
 
 EVIDENCE = ROOT / "build" / "crash-matrix" / "soak"
-_PAUSE_S = (1.0, 12.0)
+_PAUSE_S = (0.3, 8.0)
 _AWAY_S = (0.0, 30.0)
 _JOBS_A_STAGE = 20
 # A job that is disturbed all the time needs not end; after this long it is left in peace.

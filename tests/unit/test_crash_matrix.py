@@ -17,6 +17,7 @@ from tests.crash.filer_tap import FilerTap, covered_bytes, same_name
 from tests.crash.folder_watch import FolderWatch
 from tests.crash.play import Outcome
 from tests.crash.points import AFTERMATHS, PROCESSES, Case, Point, cells, parse_case, parse_point
+from tests.crash.product_copy import NOT_TAKEN_OVER, ORPHANS_STAY, broken_copy
 from tests.crash.repository_tap import object_kind
 from tests.crash.sightings import Sighting, Sightings
 
@@ -236,3 +237,26 @@ def test_the_front_holds_the_call_that_was_ordered(when: str) -> None:
     hold.release()
     thread.join(5.0)
     assert done[2:] == ["executed 2", "answered 2"]
+
+
+@pytest.mark.parametrize("defects", [NOT_TAKEN_OVER, ORPHANS_STAY])
+def test_the_defects_that_the_matrix_must_find_can_still_be_put_into_a_copy(
+    defects: dict[str, tuple[str, str]],
+) -> None:
+    with broken_copy(defects) as copy:
+        assert copy.stat().st_mode & 0o005 == 0o005
+        for name, (sound, broken) in defects.items():
+            text = (copy / name).read_text()
+            assert broken in text
+            assert sound not in text
+            compile(text, name, "exec")
+        assert (copy / "workers" / "access_node.py").exists()
+    assert not copy.exists()
+
+
+def test_a_defect_for_another_product_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="adapt the defect"),
+        broken_copy({"workflows/steps.py": ("no such", "")}),
+    ):
+        pass

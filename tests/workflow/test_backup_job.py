@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.fault.histories import past_of
 from tests.workflow.conftest import running
 from tests.workflow.test_snapshot_guard import only_child, status_at_the_end
 from tests.workflow.world import World, wait_for_cancel
+from workflows import policies
 from workflows.backup_job import BackupJob
 
 REQUEST = {"vm_group": "test"}
@@ -245,6 +247,21 @@ async def test_silent_nodes_are_reported_and_left_out(client: Client, job_id: st
         report = JobReport.model_validate(await (await start(client, job_id, REQUEST)).result())
     assert report.left_out == ["n2: does not answer"]
     assert {vm.node for vm in report.vms} == {"n1"}
+
+
+@pytest.mark.parametrize("returns", [True, False])
+async def test_a_filer_that_answers_no_node_is_waited_for_and_not_for_ever(
+    client: Client, job_id: str, monkeypatch: pytest.MonkeyPatch, *, returns: bool
+) -> None:
+    monkeypatch.setattr(policies, "FILER_ASKED_EVERY", timedelta(seconds=1))
+    monkeypatch.setattr(policies, "FILER_RETURNS_WITHIN", timedelta(seconds=30 if returns else 2))
+    world = World(vm_count=1)
+    world.filer_is_away = lambda: world.calls["prepare_node"] < (4 if returns else 1000)
+    async with running(client, world, sandboxed=False):
+        report = JobReport.model_validate(await (await start(client, job_id, REQUEST)).result())
+    assert report.totals.completed == 1
+    assert world.calls["prepare_node"] == (4 if returns else 3)
+    assert world.calls["admit_nodes"] == 1
 
 
 async def test_a_terminated_child_is_failed_and_its_snapshot_removed(client: Client, job_id: str) -> None:

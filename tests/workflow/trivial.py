@@ -246,7 +246,8 @@ class TrivialNode:
             load=0.0,
             memory_bytes=1 << 30,
             streams=self.world.streams,
-            reachable_datastores=["ds"],
+            reachable_datastores=[] if self.world.filer_is_away() else ["ds"],
+            may_return=["ds"] if self.world.filer_is_away() else [],
         )
 
     @_defn("ask_for_vm")

@@ -28,6 +28,7 @@ class World:
         self.snapshots: dict[str, str] = {}  # name → VC.GUID, of snapshots that exist
         self.calls: Counter[str] = Counter()
         self.order: list[tuple[str, str]] = []
+        self.filer_is_away: Callable[[], bool] = lambda: False
         self.hooks: dict[str, Callable[[Any], object]] = {}
         self.removals: Callable[[RemovalInput], Removal] | None = (
             None  # what step 13 answers, instead of removing

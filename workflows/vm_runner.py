@@ -342,9 +342,12 @@ class VmRunner:
             if await ping(name) is not None:
                 self._ledger.node_returns(name)
                 self._mailbox.nudge()
-        await self._give_up_hopeless()
-        if not self._ledger.stuck or self._mailbox.pause.since is not None:
+        if self._mailbox.pause.since is not None:
             # Whoever pauses a job may do so to work on the nodes.
+            self._stuck_since = None
+            return
+        await self._give_up_hopeless()
+        if not self._ledger.stuck:
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or workflow.time()

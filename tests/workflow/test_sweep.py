@@ -263,6 +263,7 @@ async def test_a_removal_without_a_certificate_fails_the_sweep(client: Client, s
     assert [item.verdict for item in report.snapshots] == [Verdict.UNCERTIFIED]
 
 
+@pytest.mark.slow
 async def test_one_sweep_removes_so_many_and_leaves_the_rest_to_the_next(
     client: Client, site: SweepSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

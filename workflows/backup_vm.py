@@ -25,6 +25,7 @@ with workflow.unsafe.imports_passed_through():
         InspectInput,
         Inspection,
         OpenBackupInput,
+        Removal,
         SealedBackup,
         SealInput,
         SnapshotPlan,
@@ -150,13 +151,12 @@ class BackupVm:
                 return None
 
     async def _back_up(self) -> None:
-        inspection = await self._pause.before_snapshot(lambda: self._node.wherever(self._inspect))
         plan = snapshot_plan(self._input)
+        inspection = await self._look(plan)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
         session: BackupSession | None = None
         ending: BaseException | None = None
-
         try:
             # Step 6 — the snapshot is asked for; step 7 is vCenter's, and the result is its answer.
             # Step 7
@@ -169,6 +169,31 @@ class BackupVm:
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
             ending = cancelled_first(error)
+        removal = await self._remove(plan, snapshot, inspection)
+        if ending is not None:
+            raise ending
+        self._stop_if_cancelled()
+        assert snapshot is not None
+        assert session is not None
+        assert sealed is not None
+        # Step 14
+        stored = Stored(self._vm, snapshot, session, sealed, removal)
+        await index_backup(stored, self._node, self._story, self._stop_if_cancelled)
+
+    async def _look(self, plan: SnapshotPlan) -> Inspection:
+        """The look before step 6. A run that was reset to it may have its snapshot already, which does not stay."""
+        try:
+            return await self._pause.before_snapshot(lambda: self._node.wherever(lambda: self._inspect(plan)))
+        except (Exception, asyncio.CancelledError):
+            info = workflow.info()
+            if info.run_id != info.first_execution_run_id and workflow.patched("a-failed-look-cleans-up"):
+                self._asked_at = info.workflow_start_time
+                await self._remove(plan, None, None)
+            raise
+
+    async def _remove(
+        self, plan: SnapshotPlan, snapshot: SnapshotRef | None, inspection: Inspection | None
+    ) -> Removal:
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
@@ -184,15 +209,7 @@ class BackupVm:
                 )
             )
         self._story.removed(removal)
-        if ending is not None:
-            raise ending
-        self._stop_if_cancelled()
-        assert snapshot is not None
-        assert session is not None
-        assert sealed is not None
-        # Step 14
-        stored = Stored(self._vm, snapshot, session, sealed, removal)
-        await index_backup(stored, self._node, self._story, self._stop_if_cancelled)
+        return removal
 
     async def _read_while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         """Steps 8 to 12, for as long as the snapshot may be held, on another node when this one dies."""
@@ -241,11 +258,11 @@ class BackupVm:
         transfers = await self._transfer(snapshot, transport, session)
         return session, await self._complete(snapshot, transport, session, files, transfers)
 
-    async def _inspect(self) -> Inspection:
+    async def _inspect(self, plan: SnapshotPlan) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
             inspection = await self._node.run(
                 Snapshots.inspect_vm,
-                InspectInput(vm=self._vm, options=self._input.options),
+                InspectInput(vm=self._vm, options=self._input.options, own=plan.description),
                 summary="Before step 6 · record the VM's snapshots, files and debt",
                 policy=policies.VM_STEP_BEFORE,
             )

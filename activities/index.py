@@ -11,8 +11,15 @@ from activities.disks import check_same
 from activities.errors import step
 from activities.peers import Peers
 from activities.records import catalog_backup, tolerated
-from safehaul.errors import IntegrityError, PolicyError, SnapshotLostError, VmMovedError
+from safehaul.errors import (
+    AlreadyExistsError,
+    IntegrityError,
+    PolicyError,
+    SnapshotLostError,
+    VmMovedError,
+)
 from safehaul.media import manifest, seal, sessions, unfinished
+from safehaul.media.repository import Repository
 from safehaul.messages import certificate
 from safehaul.messages.certificate import RemovalCertificate
 from safehaul.messages.snapshots import RemovalRecord
@@ -165,10 +172,24 @@ class MediaAgentIndexing:
                 "spool_removed": arg.mark.spool_removed,
             },
         )
-        manifest.write_index(repository, index)
+        index = _written(repository, ref, index)
         problem = tolerated(lambda: catalog_backup(self._peers.catalog(), stored, index, arg.vm.media_agent))
         warnings = [f"the catalogue does not list this backup: {problem}"] if problem else []
         return IndexWritten(backup_id=arg.backup_id, name=manifest.index_name(ref), warnings=warnings)
+
+
+def _written(
+    repository: Repository, ref: manifest.BackupRef, index: manifest.BackupIndex
+) -> manifest.BackupIndex:
+    """Write the index; of a workflow that was reset the one that stands, which differs in its times only."""
+    try:
+        manifest.write_index(repository, index)
+    except AlreadyExistsError:
+        stands = manifest.read_index(repository, ref)
+        if stands is None or (stands.status, stands.reason) != (index.status, index.reason):
+            raise
+        return stands
+    return index
 
 
 class AccessNodeIndexing:

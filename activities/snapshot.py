@@ -53,7 +53,8 @@ class Snapshots:
         """
         vcenter = self._peers.vcenter(arg.vm.vcenter)
         state = vms.vm_state(vcenter, arg.vm.moref, list_directories=True, heartbeat=beat)
-        warnings = _judge(arg.vm, state, arg.options, str(self._peers.settings.installation_id))
+        installation = str(self._peers.settings.installation_id)
+        warnings = _judge(arg.vm, state, arg.options, installation, arg.own)
         volumes = volumes_of(self._peers, arg.vm)
         used = sorted({parse_datastore_path(disk.path).datastore for disk in state.disks})
         full = too_full(arg.options, state.disks, volumes)
@@ -188,7 +189,7 @@ def _while_wanted(progress: int | None) -> None:
         raise BusyError("the server has given this try of the removal up; vCenter's task goes on")
 
 
-def _judge(vm: VmRef, state: VmState, options: VmOptions, installation: str) -> list[str]:
+def _judge(vm: VmRef, state: VmState, options: VmOptions, installation: str, own: str) -> list[str]:
     """Refuse what must not be touched; return what must be said."""
     warnings: list[str] = []
     if state.template:
@@ -210,7 +211,7 @@ def _judge(vm: VmRef, state: VmState, options: VmOptions, installation: str) -> 
         raise PolicyError(f"VM {vm.name!r} has {len(state.snapshots)} snapshots already: remove some")
     for snapshot in state.snapshots:
         marker = SnapshotMarker.parse(snapshot.description)
-        if marker is None or marker.installation != installation:
+        if marker is None or marker.installation != installation or snapshot.description == own:
             continue
         pending = f"VM {vm.name!r} still holds our snapshot {snapshot.moref} of {marker.workflow_id}"
         if options.pending_snapshot == "refuse":

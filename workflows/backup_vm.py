@@ -12,7 +12,7 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.index import AccessNodeIndexing, MediaAgentIndexing
+    from activities.index import MediaAgentIndexing
     from activities.snapshot import Snapshots
     from activities.transfer import Transfers
     from activities.transport import Transport
@@ -22,10 +22,8 @@ with workflow.unsafe.imports_passed_through():
         DownloadInput,
         FinishInput,
         HoldInput,
-        IndexInput,
         InspectInput,
         Inspection,
-        MarkInput,
         OpenBackupInput,
         Removal,
         SealedBackup,
@@ -49,6 +47,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.snapshot_guard import remove_snapshot, snapshot_plan, take_snapshot, uninterrupted
     from workflows.steps import run_step
     from workflows.unfinished import Unfinished, keeps
+    from workflows.vm_index import Stored, index_backup
     from workflows.vm_node import VmNode
     from workflows.vm_report import VmStory, nothing_readable
 
@@ -151,8 +150,8 @@ class BackupVm:
                 return None
 
     async def _back_up(self) -> None:
-        inspection = await self._pause.before_snapshot(lambda: self._node.wherever(self._inspect))
         plan = snapshot_plan(self._input)
+        inspection = await self._look(plan)
         snapshot: SnapshotRef | None = None
         sealed: SealedBackup | None = None
         session: BackupSession | None = None
@@ -169,6 +168,31 @@ class BackupVm:
             # `finally` would then start the removal in whichever workflow is running at that moment.
             self._story.stopped()
             ending = cancelled_first(error)
+        removal = await self._remove(plan, snapshot, inspection)
+        if ending is not None:
+            raise ending
+        self._stop_if_cancelled()
+        assert snapshot is not None
+        assert session is not None
+        assert sealed is not None
+        # Step 14
+        stored = Stored(self._vm, snapshot, session, sealed, removal, self._asked_at)
+        await index_backup(stored, self._node, self._story, self._stop_if_cancelled)
+
+    async def _look(self, plan: SnapshotPlan) -> Inspection:
+        """The look before step 6. A run that was reset to it may have its snapshot already, which does not stay."""
+        try:
+            return await self._pause.before_snapshot(lambda: self._node.wherever(lambda: self._inspect(plan)))
+        except (Exception, asyncio.CancelledError):
+            info = workflow.info()
+            if info.run_id != info.first_execution_run_id and workflow.patched("a-failed-look-cleans-up"):
+                self._asked_at = info.workflow_start_time
+                await self._remove(plan, None, None)
+            raise
+
+    async def _remove(
+        self, plan: SnapshotPlan, snapshot: SnapshotRef | None, inspection: Inspection | None
+    ) -> Removal:
         # Step 13
         with self._story.step(13, "removing the snapshot"):
             removal = await uninterrupted(
@@ -184,13 +208,7 @@ class BackupVm:
                 )
             )
         self._story.removed(removal)
-        if ending is not None:
-            raise ending
-        self._stop_if_cancelled()
-        assert snapshot is not None
-        assert session is not None
-        assert sealed is not None
-        await self._index(snapshot, session, sealed, removal)
+        return removal
 
     async def _read_while_held(self, snapshot: SnapshotRef) -> tuple[BackupSession, SealedBackup]:
         """Steps 8 to 12, for as long as the snapshot may be held, on another node when this one dies."""
@@ -239,11 +257,11 @@ class BackupVm:
         transfers = await self._transfer(snapshot, transport, session)
         return session, await self._complete(snapshot, transport, session, files, transfers)
 
-    async def _inspect(self) -> Inspection:
+    async def _inspect(self, plan: SnapshotPlan) -> Inspection:
         with self._story.step(6, "looking at the VM before it is touched"):
             inspection = await self._node.run(
                 Snapshots.inspect_vm,
-                InspectInput(vm=self._vm, options=self._input.options),
+                InspectInput(vm=self._vm, options=self._input.options, own=plan.description),
                 summary="Before step 6 · record the VM's snapshots, files and debt",
                 policy=policies.VM_STEP_BEFORE,
             )
@@ -347,43 +365,6 @@ class BackupVm:
         self._story.sealed(sealed)
         self._unfinished.committed()
         return sealed
-
-    async def _index(
-        self, snapshot: SnapshotRef, session: BackupSession, sealed: SealedBackup, removal: Removal
-    ) -> None:
-        if not removal.gone:
-            raise ApplicationError(
-                f"the backup of VM {self._input.name!r} is stored, but its snapshot's removal is pending: "
-                f"{removal.reason}. RemoveSnapshot goes on with it; look at the snapshot {snapshot.moref} of the "
-                "VM in vCenter",
-                type="RemovalPending",
-                non_retryable=True,
-            )
-        # Step 14
-        with self._story.step(14, "marking the VM completed"):
-            mark = await self._node.run_anywhere(
-                AccessNodeIndexing.mark_completed,
-                MarkInput(vm=self._vm, snapshot=snapshot, removal=removal),
-                summary="Step 14 · mark the VM completed",
-                policy=policies.VM_STEP_AFTER,
-            )
-            self._stop_if_cancelled()
-            written = await run_step(
-                MediaAgentIndexing.write_index,
-                IndexInput(
-                    vm=self._vm,
-                    session=session,
-                    backup_id=sealed.backup_id,
-                    mark=mark,
-                    removal=removal,
-                    report=self._story.end(None, workflow.now()),
-                    asked_at=self._asked_at,
-                ),
-                queue=policies.media_agent_queue(self._input.media_agent),
-                summary="Step 14 · write the VM's index",
-                policy=policies.MEDIA_AGENT_AFTER,
-            )
-        self._story.indexed(written)
 
     async def _ask_for_another_vm(self, report: VmReport) -> None:
         """Step 15 and the report to the job, as one task that a cancel does not interrupt."""

@@ -30,6 +30,8 @@ class InspectInput(Message):
 
     vm: VmRef
     options: VmOptions
+    own: str = ""
+    """Description of the snapshot that this very backup may have made before its workflow was reset: it is adopted."""
 
 
 class HoldInput(Message):

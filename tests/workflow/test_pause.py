@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -23,7 +23,6 @@ from tests.workflow.world import World, first_call, ignores, stops, wait_for_can
 from workflows import policies
 from workflows.backup_job import BackupJob
 from workflows.backup_vm import BackupVm
-from workflows.pause import JobPause
 
 __all__ = ["impatient"]
 
@@ -365,26 +364,3 @@ async def test_a_pause_goes_along_into_the_jobs_next_run(impatient: TemporalServ
     assert report.totals.completed == 3
     assert world.calls["create_snapshot"] == 3
     assert not world.snapshots
-
-
-EARLIER = datetime(2026, 11, 26, 18, 0, tzinfo=UTC)
-NOW = EARLIER + timedelta(minutes=1)
-
-
-@pytest.mark.parametrize(
-    ("earlier", "spoken", "now", "then"),
-    [
-        (EARLIER, False, None, EARLIER),
-        (None, False, None, None),
-        (EARLIER, True, NOW, EARLIER),
-        (EARLIER, True, None, None),
-        (None, True, NOW, NOW),
-    ],
-)
-def test_a_signal_between_two_runs_counts_more_than_what_the_earlier_run_knew(
-    earlier: datetime | None, spoken: bool, now: datetime | None, then: datetime | None
-) -> None:
-    pause = JobPause()
-    pause.has_news, pause.since = spoken, now
-    pause.carry_on(earlier)
-    assert pause.since == then

@@ -15,6 +15,7 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
+from temporalio.exceptions import ApplicationError
 
 from safehaul.messages.job import JobReport
 from tests.workflow.conftest import running
@@ -191,3 +192,26 @@ async def test_a_vm_that_is_terminated_after_the_jobs_reset_loses_its_snapshot(
         await until(lambda: not world.snapshots)
     assert told(report) == {"vm-00000": "Failed", "vm-00001": "Completed"}
     assert world.calls["create_snapshot"] == 2
+
+
+async def test_a_vm_that_is_reset_to_its_first_look_loses_its_snapshot_when_the_look_fails(
+    client: Client, job_id: str
+) -> None:
+    """The snapshot of before the reset stands already, although the new run has not come to make one."""
+    world, gate = World(vm_count=1), Gate()
+    world.hooks["transfer_disk"] = gate
+
+    def away(_arg: Any) -> None:
+        if world.calls["inspect_vm"] > 1:
+            raise ApplicationError("the VM is gone", type="NotFoundError", non_retryable=True)
+
+    world.hooks["inspect_vm"] = away
+    async with running(client, world):
+        await start(client, job_id)
+        await until(gate.begun.is_set)
+        (child,) = (await children(client, job_id, 1)).values()
+        assert world.snapshots
+        await reset(client, child, schedules("inspect_vm"))
+        await until(lambda: not world.snapshots)
+        gate.open.set()
+    assert world.calls["create_snapshot"] == 1

@@ -30,7 +30,7 @@ IN_FLIGHT_BYTES = 4 * READ_BYTES + HELD_CHUNKS * MIB
 its hands: it is lost with the try."""
 MAX_REREAD_PACKS = 1.0
 JOB_WITHIN_S = 420.0
-"""A step of the CommServe without heartbeats is known to be lost after two minutes, one of the others after 20 s."""
+"""A step of the CommServe without heartbeats is known to be lost after two minutes, one of the others after 15 s."""
 REST_WITHIN_S = 240.0
 """From the job's end until nothing that it started runs any more: RemoveSnapshot looks at most every five minutes, and
 after a crash within one."""

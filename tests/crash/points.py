@@ -65,7 +65,7 @@ class Case:
 
     @property
     def late_s(self) -> float:
-        """How long the process stays away when it comes back late: beyond the heartbeat's time-out of 20 s."""
+        """How long the process stays away when it comes back late: beyond the heartbeat's time-out of 15 s."""
         least, most = _LATE_S
         return round(least + (most - least) * drawn(self.id), 1)
 

@@ -14,7 +14,7 @@ from tests.crash.sightings import Sighting
 from tests.crash.stage import Stage
 
 HELD_CALL_S = 25.0
-"""How long a creation is on its way to vCenter when whoever asked is dead. A try asks within 20 s of its start or not
+"""How long a creation is on its way to vCenter when whoever asked is dead. A try asks within 12 s of its start or not
 at all (`activities.snapshot.ASK_WITHIN_S`), so its successor begins while this one may still arrive."""
 STALLED_TASK_S = 30.0
 """How long vCenter sits on a creation that it has accepted."""

@@ -16,7 +16,7 @@ from pyVmomi import vim
 
 import safehaul.vsphere
 from safehaul.messages.inventory import InventoryDetail
-from safehaul.vsphere import networks, privileges, registration, tasks, vm_disks
+from safehaul.vsphere import all_snapshots, networks, privileges, registration, tasks, vm_disks
 from safehaul.vsphere.client import VCenter
 from safehaul.vsphere.datastores import find_datastore, list_directory
 from safehaul.vsphere.inventory import all_nas_volumes, discover, nas_volumes, volumes_of_vm
@@ -104,7 +104,9 @@ def read_everything(vcenter: VCenter, server: Server) -> None:
     snapshot_disks(vcenter, state.snapshots[0].moref)
     snapshot_config(vcenter, state.snapshots[0].moref)
     vm_config(vcenter, database.moref)
+    all_snapshots.all_snapshots(vcenter)
     plain = vm_named(server, PLAIN_VM)
+    all_snapshots._named_by_others(vcenter, [plain.datastore_morefs["gold"]], tasks.no_heartbeat)
     create(vcenter, plain.moref, "recorded", "for a moment")
     remove(vcenter, plain.moref, name="recorded", description="for a moment", timeout_s=30)
     tasks.running_snapshot_tasks(vcenter, plain.moref)

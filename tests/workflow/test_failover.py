@@ -166,7 +166,8 @@ async def test_a_vm_without_a_node_comes_before_new_vms_and_takes_no_stream_twic
 ) -> None:
     """Two nodes of one stream, twelve VMs: when one node dies, the other one takes its VM next."""
     mortal.world.vm_count = 12
-    mortal.dies_in("transfer_disk")
+    # Not the coordinator: the fake of step 5 would plan everything anew for its successor.
+    mortal.dies_in("transfer_disk", lambda arg: arg.vm.node == "n2")
     begun: list[str] = []
     reading: dict[str, str] = {}
 
@@ -191,7 +192,7 @@ async def test_a_vm_without_a_node_comes_before_new_vms_and_takes_no_stream_twic
     moved = [vm for vm in report.vms if vm.warnings]
     assert len(moved) == 1
     assert [vm.name for vm in report.vms].index(moved[0].name) < 11, "it does not wait for all the others"
-    assert report.left_out == [f"{next(iter(mortal.dead))}: stopped answering"] or len(report.left_out) == 2
+    assert report.left_out == ["n2: stopped answering"]
     assert not mortal.world.snapshots
 
 

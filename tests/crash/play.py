@@ -52,6 +52,8 @@ class Outcome:
     seconds: float = 0.0
     status: str = ""
     statuses: dict[str, str] = field(default_factory=dict)
+    commit: str = "unknown"
+    """What the product was when the case was played: a run that was stopped may go on with another one."""
 
     def as_json(self) -> dict[str, Any]:
         """For a line of the results."""

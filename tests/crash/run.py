@@ -158,6 +158,7 @@ class Matrix:
             return self._players[number]
 
     def _note(self, plan_: plan.Plan, outcome: Outcome) -> None:
+        outcome.commit = _commit()
         plan_.ended(outcome)
         with self.results.open("a") as file:
             file.write(json.dumps(outcome.as_json()) + "\n")
@@ -214,7 +215,6 @@ def run(*, quick: bool, fresh: bool, jobs: int, build: Path = BUILD) -> list[Out
             plan_.played,
             date=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
             points=len(trace.points),
-            commit=_commit(),
         )
         table.write(DOCUMENT, text)
     return plan_.played

@@ -26,10 +26,12 @@ def last_line(outcomes: list[Outcome]) -> str:
     )
 
 
-def table(outcomes: list[Outcome], *, date: str, points: int, commit: str) -> str:
+def table(outcomes: list[Outcome], *, date: str, points: int) -> str:
     """The part of the document that a run writes; `points`: how many were found."""
+    commits = Counter(item.commit for item in outcomes)
+    played = ", ".join(f"{count} at commit {commit}" for commit, count in commits.items())
     lines = [
-        f"Run on {date} at commit {commit}: {len(outcomes)} cases, chosen among {points} points of a job.",
+        f"Ended on {date}: {len(outcomes)} cases, chosen among {points} points of a job; {played}.",
         "",
         "| process | comes back | " + " | ".join(KINDS) + " | cases | violations | re-read, packs at most | "
         "recovery, median | VMs Completed |",

@@ -109,12 +109,23 @@ def test_a_case_that_missed_its_point_is_replaced_and_what_was_played_is_not_pla
 
 def test_the_table_tells_of_each_pair_and_its_last_line_counts(tmp_path: Path) -> None:
     outcomes = [
-        Outcome("filer/late/clock:1", reread_packs=0.5, recovery_s=30, statuses={"one": "Completed"}),
-        Outcome("filer/late/clock:2", reread_packs=0.25, violations=["x is left behind"], recovery_s=20),
+        Outcome(
+            "filer/late/clock:1", reread_packs=0.5, recovery_s=30, statuses={"one": "Completed"}, commit="abc"
+        ),
+        Outcome(
+            "filer/late/clock:2",
+            reread_packs=0.25,
+            violations=["x is left behind"],
+            recovery_s=20,
+            commit="def",
+        ),
     ]
     line = {"points": 2, "processes": 1, "violations": 1, "reread_packs_max": 0.5}
     assert json.loads(table.last_line(outcomes)) == line
-    text = table.table(outcomes, date="2026-01-01", points=99, commit="abc")
+    text = table.table(outcomes, date="2026-01-01", points=99)
+    assert text.startswith(
+        "Ended on 2026-01-01: 2 cases, chosen among 99 points of a job; 1 at commit abc, 1 at commit def."
+    )
     assert text.count("\n| ") >= len(cells())
     assert "| filer | late | 0 | 0 | 0 | 0 | 2 | 0 | 2 | 1 | 0.5 | 25 s | 1 of 1 |" in text
     assert "`filer/late/clock:2`: x is left behind" in text

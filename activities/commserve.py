@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import step, translated
+from activities.namespaces import namespace_id
 from activities.peers import Peers
 from activities.pending import hindrance
 from activities.records import catalog_job, read_job_report, status_of, tolerated, write_job_report
 from safehaul.config.inline import group_of
-from safehaul.errors import BusyError, NotFoundError, PolicyError, SafehaulError
+from safehaul.errors import BusyError, PolicyError, SafehaulError
 from safehaul.messages.job import (
     ChildRef,
     ChooseInput,
@@ -49,7 +49,7 @@ class CommServe:
         """Resolves the VM group from the configuration, or checks the one that the job was given whole. A second run
         answers the same. Errors: an unknown group lists those that exist; a wrong inline group names each key.
         """
-        namespace_id = await self._namespace()
+        namespace = await self._namespace()
         with translated():
             settings = self._peers.settings
             group = group_of(settings, job.request.group_name, job.request.inline_group)
@@ -59,7 +59,7 @@ class CommServe:
                 access_nodes=[node.name for node in settings.access_nodes_of(group)],
                 media_agent=group.media_agent,
                 installation_id=str(settings.installation_id),
-                namespace_id=namespace_id,
+                namespace_id=namespace,
                 distribution=group.distribution,
                 order=group.order,
                 max_streams=group.streams,
@@ -194,14 +194,6 @@ class CommServe:
         )
 
     async def _namespace(self) -> str:
-        """UUID of the Temporal namespace: distinguishes our snapshots from another cluster's."""
         if not self._namespace_id:
-            answer = await self._client.workflow_service.describe_namespace(
-                workflowservice.DescribeNamespaceRequest(namespace=self._client.namespace)
-            )
-            self._namespace_id = answer.namespace_info.id
-            if not self._namespace_id:
-                raise NotFoundError(
-                    f"the Temporal server does not tell the id of namespace {self._client.namespace}"
-                )
+            self._namespace_id = await namespace_id(self._client)
         return self._namespace_id

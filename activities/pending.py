@@ -17,11 +17,19 @@ def hindrance(pending: Iterable[PendingActivityInfo], now: datetime | None = Non
     now = now or datetime.now(UTC)
     for item in pending:
         name = item.activity_type.name
-        if item.HasField("last_failure"):
-            tries = f"try {item.attempt}" + (f" of {item.maximum_attempts}" if item.maximum_attempts else "")
-            return f"{name}, {tries}: {item.last_failure.message}"
+        failure = last_failure(item)
+        if failure:
+            return f"{name}, {failure}"
         waiting = item.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
         seconds = (now - item.scheduled_time.ToDatetime(UTC)).total_seconds()
         if waiting and seconds > TAKEN_WITHIN_S:
             return f"{name}: no worker has taken it for {seconds:.0f} s"
     return ""
+
+
+def last_failure(step: PendingActivityInfo) -> str:
+    """Which try it is on, and why the one before failed; empty for a first one."""
+    if not step.HasField("last_failure"):
+        return ""
+    tries = f"try {step.attempt}" + (f" of {step.maximum_attempts}" if step.maximum_attempts else "")
+    return f"{tries}: {step.last_failure.message}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 import temporalio.api.workflowservice.v1 as workflowservice
@@ -15,8 +14,10 @@ from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import translated
+from activities.namespaces import ASK_WITHIN, namespace_id
 from activities.peers import Peers
 from safehaul.errors import BusyError, InvalidInputError
+from safehaul.messages.marker import removal_id
 from safehaul.messages.sweep import (
     Jobless,
     JoblessInput,
@@ -31,7 +32,6 @@ from safehaul.messages.sweep import (
     SweepSettings,
 )
 
-ASK_WITHIN = timedelta(seconds=10)
 ASKED_AT_ONCE = 16
 MAX_LISTED = 10_000
 """Running BackupVm workflows that one sweep looks at."""
@@ -75,12 +75,12 @@ class SweepDesk:
         with translated():
             settings = self._peers.settings
             chosen = [settings.vcenter(request.vcenter)] if request.vcenter else settings.vcenters
-            namespace_id = await self._namespace_id()
+            namespace = await namespace_id(self._client)
             adopt = str(request.adopt) if request.adopt else ""
             if adopt:
-                await self._check_lost(adopt, namespace_id)
+                await self._check_lost(adopt, namespace)
             ours = SweepIdentity(
-                installation_id=str(settings.installation_id), namespace_id=namespace_id, adopt=adopt
+                installation_id=str(settings.installation_id), namespace_id=namespace, adopt=adopt
             )
             return SweepSettings(ours=ours, vcenters=[each.name for each in chosen])
 
@@ -179,7 +179,7 @@ class SweepDesk:
 
     async def _removal(self, owner: Owner, reason: str) -> OwnerFound:
         """Of an owner that is gone: is a RemoveSnapshot at work on its snapshot?"""
-        workflow_id = f"remove-snapshot {owner.snapshot_name}"
+        workflow_id = removal_id(owner.snapshot_name)
         try:
             status = (await self._describe(workflow_id)).status
         except RPCError as error:
@@ -217,17 +217,11 @@ class SweepDesk:
             handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
             return await handle.describe(rpc_timeout=ASK_WITHIN)
 
-    async def _namespace_id(self) -> str:
-        answer = await self._client.workflow_service.describe_namespace(
-            workflowservice.DescribeNamespaceRequest(namespace=self._client.namespace), timeout=ASK_WITHIN
-        )
-        return answer.namespace_info.id
-
     async def _check_namespace(self, expected: str) -> None:
-        found = await self._namespace_id()
+        found = await namespace_id(self._client)
         if found != expected:
             raise BusyError(
-                f"Temporal namespace {self._client.namespace} has id {found or '(none)'} now, and {expected} when the "
+                f"Temporal namespace {self._client.namespace} has id {found} now, and {expected} when the "
                 "sweep began: nothing is removed"
             )
 

@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from safehaul.messages.requests import BackupJobRequest
     from workflows import policies
     from workflows.coordinator import Coordinator
+    from workflows.histories import history_is_long
     from workflows.inputs import parse_input
     from workflows.job_details import job_details
     from workflows.job_plan import Planner
@@ -342,11 +343,9 @@ class BackupJob:
 
     def _history_is_long(self) -> bool:
         """True when this run should end; what was asked to be cancelled is dealt with in it first."""
-        info = workflow.info()
-        return (
-            info.is_continue_as_new_suggested()
-            or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-        ) and not (self._mailbox.cancel_asked or self._mailbox.to_cancel or self._mailbox.pause.has_news)
+        return history_is_long() and not (
+            self._mailbox.cancel_asked or self._mailbox.to_cancel or self._mailbox.pause.has_news
+        )
 
     def _finish(self, status: JobStatus) -> None:
         self._status = status

@@ -198,13 +198,11 @@ class BackupVm:
             removal = await uninterrupted(
                 remove_snapshot(
                     self._input,
-                    self._vm,
+                    self._node,
                     plan,
                     snapshot,
                     inspection,
                     self._asked_at,
-                    node_is_dead=self._node.dead,
-                    unheard_at=self._node.unheard_at,
                 )
             )
         self._story.removed(removal)
@@ -273,8 +271,6 @@ class BackupVm:
         self._asked_at = workflow.now()
         with self._story.step(6, "making the snapshot"):
             snapshot = await take_snapshot(self._node, self._input.options, plan)
-        if snapshot.unheard:
-            self._node.unheard_at = workflow.now()
         self._story.snapshot(snapshot)
         return snapshot
 

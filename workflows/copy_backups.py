@@ -26,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows import policies
     from workflows.cancel_signal import ask_for_cancel
+    from workflows.histories import history_is_long
     from workflows.inputs import parse_input
     from workflows.markdown import bounded, cell, size, table
     from workflows.steps import run_step
@@ -108,11 +109,7 @@ class CopyBackups:
         after, done = request.going_on.after if request.going_on is not None else "", False
         while not done:
             _stop_if_cancelled()
-            info = workflow.info()
-            if (
-                info.is_continue_as_new_suggested()
-                or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-            ):
+            if history_is_long():
                 state = CopyState(after=after, report=self._progress.report, started_at=self._started_at)
                 workflow.continue_as_new(request.model_copy(update={"going_on": state}))
             self._show(stage="planning", current=None)

@@ -94,13 +94,15 @@ NODE_SILENT_AFTER = timedelta(seconds=15)
 BUSY_NODE_ASKED_EVERY = timedelta(minutes=10)
 # Pings are answered at once or not at all; ten seconds keep the start of a job short when nodes are down.
 PING_WITHIN = timedelta(seconds=10)
-# Heartbeats are sent every five seconds (the workers lower the throttle): three missed ones mean dead.
+# Heartbeats are sent every two seconds (the workers lower the throttle): seven missed ones mean dead.
 HEARTBEAT = timedelta(seconds=15)
 # Of the time after which a VM group takes a silent node for dead, this part is waited for a sign of it, the rest for
 # the answer to a ping.
 SILENT_SHARE = HEARTBEAT / (HEARTBEAT + PING_WITHIN)
 # A creation that failed sooner was heard of: no server takes a worker for dead in less time.
 LEAST_SILENCE = timedelta(seconds=10)
+# A restore does not move to another node: its own one is given as long as a worker's restart takes.
+RESTORE_NODE_DEAD_AFTER_S = 60.0
 # A step whose heartbeats stop although its node answers hangs: it is run again, and not for ever.
 HUNG_STEP_TRIES = 6
 # A VM whose node died asks its job again for another one: signals are hints.

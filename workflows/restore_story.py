@@ -220,7 +220,14 @@ async def control_step(
     ref: RestoreRef, method: Callable[[Any, Any], ResultT], arg: Any, summary: str
 ) -> ResultT:
     """Run a short step on the restore's node; afterwards the cancel is looked at by the caller."""
-    return await run_on_node(ref.node, method, arg, summary=summary, policy=policies.VM_STEP)
+    return await run_on_node(
+        ref.node,
+        method,
+        arg,
+        summary=summary,
+        policy=policies.VM_STEP,
+        dead_after_s=policies.RESTORE_NODE_DEAD_AFTER_S,
+    )
 
 
 async def write_disks(story: RestoreStory, ref: RestoreRef, plan: RestorePlan) -> None:
@@ -234,6 +241,7 @@ async def write_disks(story: RestoreStory, ref: RestoreRef, plan: RestorePlan) -
             queue=policies.streams_queue(ref.node),
             summary=f"Write and compare {disk.label} ({number} of {len(plan.disks)})",
             policy=policies.RESTORE_DISK,
+            dead_after_s=policies.RESTORE_NODE_DEAD_AFTER_S,
         )
         story.disk_done(done)
         stop_if_cancelled()

@@ -27,7 +27,7 @@ from temporalio.workflow import ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     from activities.snapshot import Snapshots
     from safehaul.errors import QuiesceRefusedError
-    from safehaul.messages.marker import SnapshotMarker
+    from safehaul.messages.marker import SnapshotMarker, removal_id
     from safehaul.messages.steps import (
         CreateSnapshotInput,
         Inspection,
@@ -36,7 +36,6 @@ with workflow.unsafe.imports_passed_through():
         RemoveSnapshotInput,
         SnapshotPlan,
         SnapshotRef,
-        VmRef,
     )
     from safehaul.messages.vm import BackupVmInput, VmOptions
     from workflows import policies
@@ -108,54 +107,52 @@ async def take_snapshot(node: VmNode, options: VmOptions, plan: SnapshotPlan) ->
 
 async def _create(wanted: CreateSnapshotInput, node: VmNode, summary: str) -> SnapshotRef:
     try:
-        return await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
+        made = await node.run(Snapshots.create_snapshot, wanted, summary=summary, policy=policies.SNAPSHOT)
     except ActivityError:
         if node.dead:
-            node.unheard_at = node.died_at
+            node.unheard_at = workflow.now()
         raise
+    if made.unheard:
+        node.unheard_at = workflow.now()
+    return made
 
 
 async def remove_snapshot(
     vm: BackupVmInput,
-    ref: VmRef,
+    node: VmNode,
     plan: SnapshotPlan,
     snapshot: SnapshotRef | None,
     inspection: Inspection | None,
     asked_at: datetime,
-    *,
-    node_is_dead: bool = False,
-    unheard_at: datetime | None = None,
 ) -> Removal:
     """Step 13: on the VM's node, else on any node, else handed to RemoveSnapshot. Never raises for a refusal.
 
     Args:
         vm: the workflow's input.
-        ref: the same, as the steps take it.
+        node: where the VM is; a dead one is passed over. When one has died while it was making the snapshot, or a later
+            try than the first has made it, what an earlier try has asked vCenter for may be made yet.
         plan: the snapshot's name and marker.
         snapshot: None when the creation failed, or its answer was lost.
         inspection: the VM before.
         asked_at: when the creation began. One that failed sooner than a worker can be taken for dead is over; of one
             that failed later a try may still be under way, unheard, and ask vCenter: then a second look is taken.
-        node_is_dead: nobody took a step of the VM's node, nor a ping: another node is asked at once.
-        unheard_at: when a node was found dead while it was making the snapshot, or a later try than the first had made
-            it: what an earlier one has asked vCenter for may be made yet, and has the same name.
     """
     removal = RemovalInput(
-        vm=ref,
+        vm=node.vm,
         plan=plan,
         moref=snapshot.moref if snapshot else "",
         before=inspection.state if inspection else None,
         within_s=policies.REMOVAL_TRY.total_seconds(),
     )
-    late = snapshot is None and workflow.now() - asked_at >= policies.LEAST_SILENCE
-    wait_s = policies.LATE_CREATION_WITHIN.total_seconds()
-    if unheard_at is not None:
-        wait_s = max(wait_s - (workflow.now() - unheard_at).total_seconds(), 0.0)
-        late = wait_s > 0
-    passed_over = node_is_dead and workflow.patched("dead-node-is-passed-over")
+    wait = timedelta()
+    if snapshot is None and workflow.now() - asked_at >= policies.LEAST_SILENCE:
+        wait = policies.LATE_CREATION_WITHIN
+    if node.unheard_at is not None:
+        wait = max(wait, node.unheard_at + policies.LATE_CREATION_WITHIN - workflow.now())
+    passed_over = node.dead and workflow.patched("dead-node-is-passed-over")
     done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
-    if late and done.gone and not done.vm_gone and workflow.patched("look-for-late-creation"):
-        await workflow.sleep(wait_s, summary="Step 13 · until no lost try can ask for the snapshot")
+    if wait and done.gone and not done.vm_gone and workflow.patched("look-for-late-creation"):
+        await workflow.sleep(wait, summary="Step 13 · until no lost try can ask for the snapshot")
         done = await _remove_or_hand_over(removal, vm, passed_over=passed_over)
     return done
 
@@ -184,7 +181,7 @@ async def start_removal(
     removal: RemovalInput, vm_group: str, reason: str
 ) -> workflow.ChildWorkflowHandle[Any, Removal] | None:
     """Start RemoveSnapshot for the snapshot; None when one is at work on it already. It outlives whoever starts it."""
-    workflow_id = f"remove-snapshot {removal.plan.name}"
+    workflow_id = removal_id(removal.plan.name)
     try:
         return await workflow.start_child_workflow(
             "RemoveSnapshot",

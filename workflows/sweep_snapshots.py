@@ -33,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows import policies
     from workflows.cancel_signal import ask_for_cancel
+    from workflows.histories import history_is_long
     from workflows.inputs import parse_input
     from workflows.orphans import OF_OWNER, Orphan
     from workflows.steps import run_step
@@ -170,12 +171,7 @@ class SweepSnapshots:
             self._advance(waiting=state.waiting[1:], after="")
         else:
             self._advance(after=page.after)
-        info = workflow.info()
-        grown = (
-            info.is_continue_as_new_suggested()
-            or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-        )
-        if grown and self._known_state.waiting:
+        if history_is_long() and self._known_state.waiting:
             workflow.continue_as_new(request.model_copy(update={"going_on": self._known_state}))
 
     async def _deal_with(self, vcenter: str, found: Sequence[FoundSnapshot]) -> None:

@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from workflows import policies
     from workflows.cancel_signal import ask_for_cancel
+    from workflows.histories import history_is_long
     from workflows.inputs import parse_input
     from workflows.markdown import bounded, cell, size, table
     from workflows.steps import run_step
@@ -125,11 +126,7 @@ class VerifyRepository:
                 begun = {"stage": following[0], "cursor": "", "stage_done": False}
                 self._advance(state.progress.model_copy(update=begun))
                 continue
-            info = workflow.info()
-            if (
-                info.is_continue_as_new_suggested()
-                or info.get_current_history_length() > policies.HISTORY_EVENTS_PER_RUN
-            ):
+            if history_is_long():
                 workflow.continue_as_new(request.model_copy(update={"going_on": state}))
             self._advance(
                 await run_step(

@@ -40,10 +40,8 @@ class VmNode:
         self.name = ""
         self.dead = False
         """True from the moment at which it did not answer until another one is given."""
-        self.died_at: datetime | None = None
-        """When the last one was found dead; None: none was."""
         self.unheard_at: datetime | None = None
-        """The same of one that was making the snapshot: it may ask vCenter yet."""
+        """Since when a try of the snapshot's creation is known that nobody heard of: it may ask vCenter yet."""
         self._death: ActivityError | None = None
         self._moves = 0
         self._answer: GoOnAt | None = None
@@ -94,7 +92,7 @@ class VmNode:
             )
         except ActivityError as error:
             if fell_silent(error):
-                self.dead, self.died_at, self._death = True, workflow.now(), error
+                self.dead, self._death = True, error
             raise
 
     async def run_anywhere(

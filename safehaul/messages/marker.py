@@ -45,3 +45,8 @@ class SnapshotMarker(Message):
             return cls.model_validate_json(description[len(PREFIX) :])
         except ValidationError:
             return None
+
+
+def removal_id(snapshot_name: str) -> str:
+    """Id of the RemoveSnapshot workflow of a snapshot: there is one for each at most."""
+    return f"remove-snapshot {snapshot_name}"

@@ -20,6 +20,7 @@ from temporalio.client import Client
 from temporalio.exceptions import TemporalError
 from temporalio.service import RPCError
 
+from activities.pending import last_failure
 from safehaul.messages.progress import TransferBeat, VmProgress
 
 LOOKS_PER_RENEWAL = 20
@@ -131,11 +132,7 @@ def look_at(activity: PendingActivityInfo | None, beat: TransferBeat | None) -> 
 
 def _state(activity: PendingActivityInfo, waits_for: str) -> tuple[str, str]:
     """What the step waits for, and what is wrong with it."""
-    tries = f"try {activity.attempt}"
-    if activity.maximum_attempts:
-        tries += f" of {activity.maximum_attempts}"
-    failure = activity.last_failure.message if activity.HasField("last_failure") else ""
-    trouble = f"{tries}: {failure}" if failure else ""
+    trouble = last_failure(activity)
     if activity.paused:
         return "somebody, who paused it in Temporal", trouble
     if activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED:

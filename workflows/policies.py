@@ -306,6 +306,8 @@ MEDIA_AGENT = StepPolicy(
 )
 # … and the index, when it is gone: a day of a repository that is away.
 MEDIA_AGENT_AFTER = replace(MEDIA_AGENT, retry=_PATIENT)
+# A cancel that comes between two tries to write the index: the first may have written it, so the next one is awaited.
+INDEX_AFTER_CANCEL = timedelta(minutes=1)
 # A part of a prune or a verification, or the copy of one backup. It may wait for a slot for as long as other upkeep
 # takes, and goes on where it was: a MediaAgent or a store may be away for days. Then somebody must be told.
 UPKEEP_PART = StepPolicy(

@@ -64,6 +64,22 @@ async def uninterrupted(
     return task.result()
 
 
+async def given_time(work: Coroutine[Any, Any, ResultT], after_cancel: timedelta) -> ResultT:
+    """Wait for `work` to end; a cancel of the workflow is passed on to it when it has not ended by then.
+
+    For a step whose result outlives the workflow: between two tries nobody knows whether the first one has done it.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await workflow.wait([task])
+    except asyncio.CancelledError:
+        if workflow.patched("step-is-given-time-after-cancel"):
+            await uninterrupted(workflow.wait([task], timeout=after_cancel.total_seconds()))
+        task.cancel()
+        await uninterrupted(workflow.wait([task]))
+    return task.result()
+
+
 def snapshot_plan(vm: BackupVmInput) -> SnapshotPlan:
     """The snapshot's name and marker, known before it is made. Survives reset; differs when an id is reused."""
     info = workflow.info()

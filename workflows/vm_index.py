@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
         VmRef,
     )
     from workflows import policies
+    from workflows.snapshot_guard import given_time
     from workflows.steps import run_step
     from workflows.vm_node import VmNode
     from workflows.vm_report import VmStory
@@ -42,6 +43,8 @@ class Stored:
 async def index_backup(stored: Stored, node: VmNode, story: VmStory, stop: Callable[[], None]) -> None:
     """Mark the VM completed and write its index; `stop` raises between the two when it was cancelled.
 
+    A cancel that comes later does not undo the index: it only ends the wait for a MediaAgent that is away.
+
     Raises ApplicationError RemovalPending while the snapshot is not gone, and what the steps raise.
     """
     vm, removal = stored.vm, stored.removal
@@ -62,7 +65,7 @@ async def index_backup(stored: Stored, node: VmNode, story: VmStory, stop: Calla
             policy=policies.VM_STEP_AFTER,
         )
         stop()
-        written = await run_step(
+        writing = run_step(
             MediaAgentIndexing.write_index,
             IndexInput(
                 vm=vm,
@@ -77,4 +80,5 @@ async def index_backup(stored: Stored, node: VmNode, story: VmStory, stop: Calla
             summary="Step 14 · write the VM's index",
             policy=policies.MEDIA_AGENT_AFTER,
         )
+        written = await given_time(writing, policies.INDEX_AFTER_CANCEL)
     story.indexed(written)

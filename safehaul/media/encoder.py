@@ -1,53 +1,61 @@
-"""From bytes in order to chunk ids and payloads in order, over a few threads.
+"""From bytes in order to chunk ids and payloads in order, over as many threads as there are processors.
 
-Threads test chunks for zeros, hash, ask whether the chunk is stored already, and compress; results come back in the
-order of the disk, on the caller's thread. The C calls release the interpreter's lock. Whole chunks are used where
-they lie, if the caller lends his buffer; else they are copied. Memory: at most HELD_CHUNKS chunks of lent buffers,
-or of our own, and as many compressed ones.
+Threads test chunks for zeros, hash, look up whether the chunk is stored already, and compress; results come back in the
+order of the disk, on the caller's thread. The C calls release the interpreter's lock. All streams of the process share
+the threads, which take chunks in the order in which they come: more threads would only take each other's place in the
+processors' caches. They never wait for a store: where one has to be asked, the caller's thread does, so that a slow
+store holds up its own streams alone.
+
+Whole chunks are used where they lie, if the caller lends his buffer; else they are copied. Memory: at most HELD_CHUNKS
+chunks of lent buffers, or of our own, and as many compressed ones.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import NamedTuple
 
 from safehaul.media.codec import HOLE, Compressor, Encoded, ZeroTest, chunk_id
+from safehaul.media.known_chunks import KnownChunks
 
-HELD_CHUNKS = 8
+HELD_CHUNKS = 4
 """Chunks under way at once."""
 
-THREADS = 2
+_COMPRESSOR = Compressor()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Of the process: idle ones cost nothing, so nobody ends them."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="chunk")
 
 
 class _Pending(NamedTuple):
-    result: Encoded | Future[Encoded]
+    result: Encoded | Future[Encoded | None]
+    data: memoryview = memoryview(b"")
     after: tuple[Callable[[], None], ...] = ()
     """Called when the result has been used, on the caller's thread."""
 
 
 class ChunkEncoder:
-    """Feeds chunks to threads and hands the results to `on_chunk` in order, on the caller's thread.
-
-    `known` says whether an id is stored already; it is called from the threads.
-    """
+    """Feeds chunks to threads and hands the results to `on_chunk` in order, on the caller's thread."""
 
     def __init__(
         self,
         key: bytes,
         chunk_size_bytes: int,
-        known: Callable[[bytes], bool],
+        known: KnownChunks,
         on_chunk: Callable[[Encoded], None],
-        threads: int = THREADS,
     ) -> None:
         self._key = key
         self._size = chunk_size_bytes
         self._known = known
         self._on_chunk = on_chunk
         self._is_zero = ZeroTest(chunk_size_bytes)
-        self._compressor = Compressor()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="chunk")
         self._free: list[memoryview] = []
         self._pending: deque[_Pending] = deque()
         self._slot: memoryview | None = None
@@ -79,7 +87,7 @@ class ChunkEncoder:
             return
         if lent and self._pending:
             last = self._pending.pop()
-            self._pending.append(_Pending(last.result, (*last.after, give_back)))
+            self._pending.append(last._replace(after=(*last.after, give_back)))
         else:
             give_back()
 
@@ -107,12 +115,15 @@ class ChunkEncoder:
             self._take_oldest()
 
     def close(self) -> None:
-        """Stop the threads; results under way are dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drop what is under way. No buffer is in use afterwards."""
+        results = [pending.result for pending in self._pending if isinstance(pending.result, Future)]
+        wait([result for result in results if not result.cancel()])
+        self._pending.clear()
 
     def _submit(self, data: memoryview, *after: Callable[[], None]) -> None:
         self._make_room()
-        self._pending.append(_Pending(self._pool.submit(self._encode, data), after))
+        result = _threads().submit(self._encode, data, self._known.at_once)
+        self._pending.append(_Pending(result, data, after))
 
     def _append(self, encoded: Encoded) -> None:
         self._make_room()
@@ -123,18 +134,26 @@ class ChunkEncoder:
             self._take_oldest()
 
     def _take_oldest(self) -> None:
-        result, after = self._pending.popleft()
+        result, data, after = self._pending.popleft()
+        encoded = result.result() if isinstance(result, Future) else result
+        if encoded is None:
+            encoded = self._encode(data, self._known.asked)
+            assert encoded is not None
         # The payload may be the chunk itself: its buffer is free only after the result has been used.
-        self._on_chunk(result.result() if isinstance(result, Future) else result)
+        self._on_chunk(encoded)
         for call in after:
             call()
 
-    def _encode(self, data: memoryview) -> Encoded:
+    def _encode(self, data: memoryview, is_known: Callable[[bytes], bool | None]) -> Encoded | None:
+        """None: `is_known` does not know."""
         length = len(data)
         if self._is_zero(data):
             return Encoded(HOLE, length)
         identity = chunk_id(self._key, data)
-        if self._known(identity):
+        known = is_known(identity)
+        if known is None:
+            return None
+        if known:
             return Encoded(identity, length)
-        flags, payload = self._compressor.compress(data)
+        flags, payload = _COMPRESSOR.compress(data)
         return Encoded(identity, length, flags, payload)

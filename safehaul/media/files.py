@@ -9,6 +9,7 @@ from typing import BinaryIO, Self
 from safehaul.errors import InvalidInputError, NotFoundError
 from safehaul.media.codec import HOLE, Encoded
 from safehaul.media.encoder import ChunkEncoder
+from safehaul.media.known_chunks import KnownChunks
 from safehaul.media.pack import PackBuilder
 from safehaul.media.sessions import FilesRecord, Session, StoredFile
 
@@ -30,14 +31,13 @@ class FileWriter:
         self._files: dict[str, StoredFile] = {}
         self._packs: list[tuple[str, int]] = []
         self._pack: PackBuilder | None = None
-        self._seen: set[bytes] = set()
+        self._known = KnownChunks(self._repository)
         self._ids: list[str] = []
         self._encoder = ChunkEncoder(
             self._repository.keys.chunk,
             self._repository.config.chunk_size_bytes,
-            self._is_known,
+            self._known,
             self._take,
-            1,
         )
 
     def __enter__(self) -> Self:
@@ -101,17 +101,14 @@ class FileWriter:
             self._pack.abort()
             self._pack = None
 
-    def _is_known(self, chunk_id: bytes) -> bool:
-        return chunk_id in self._seen or self._repository.usable(chunk_id) is not None
-
     def _take(self, chunk: Encoded) -> None:
         self._ids.append(chunk.chunk_id.hex())
-        if chunk.chunk_id == HOLE or chunk.payload is None or chunk.chunk_id in self._seen:
+        if chunk.chunk_id == HOLE or chunk.payload is None or chunk.chunk_id in self._known:
             return
         if self._pack is None:
             self._pack = PackBuilder(self._repository.store, self._repository.keys)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, chunk.payload)
-        self._seen.add(chunk.chunk_id)
+        self._known.add([chunk.chunk_id])
         if self._pack.size_bytes >= self._repository.config.pack_size_bytes:
             self._end_pack()
 

@@ -303,12 +303,20 @@ class Repository:
         with self._lock:
             return root in self._condemnations.pages
 
-    def is_usable(self, pack: SealedPack) -> bool:
-        """Tell whether a pack is there, of the right size, and not condemned."""
+    def usable_at_once(self, chunk_id: bytes) -> bool | None:
+        """Tell whether there is such a place, without asking the store; None: that depends on what it would say."""
+        known = [self._is_usable_at_once(location.pack) for location in self.index.lookup(chunk_id)]
+        return True if True in known else None if None in known else False
+
+    def _is_usable_at_once(self, pack: SealedPack) -> bool | None:
         with self._lock:
             if pack.pack_id in self._condemnations.packs:
                 return False
-            known = self._present.get(pack.pack_id)
+            return self._present.get(pack.pack_id)
+
+    def is_usable(self, pack: SealedPack) -> bool:
+        """Tell whether a pack is there, of the right size, and not condemned."""
+        known = self._is_usable_at_once(pack)
         if known is None:
             try:
                 known = self.store.size(pack_name(pack.pack_id)) == pack.size_bytes

@@ -7,7 +7,7 @@ more than RECORD_PACKS packs' worth of disk.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,7 +18,8 @@ from safehaul.errors import InvalidInputError
 from safehaul.media.codec import HOLE, ID_LENGTH, Encoded
 from safehaul.media.disk_map import DiskMap, chunk_count
 from safehaul.media.durable import Segment, SegmentRecorder
-from safehaul.media.encoder import HELD_CHUNKS, THREADS, ChunkEncoder
+from safehaul.media.encoder import HELD_CHUNKS, ChunkEncoder
+from safehaul.media.known_chunks import SEEN_LIMIT, KnownChunks
 from safehaul.media.pack import MAX_CHUNKS, PackBuilder
 from safehaul.media.progress import DiskStats
 from safehaul.media.sessions import Session
@@ -26,9 +27,6 @@ from safehaul.media.sessions import Session
 RECORD_PACKS = 4
 """A record is due after this many packs' worth of disk, even if the open pack is not full: a short pack costs
 less than reading a large disk again. While no new chunk waits, each pack's worth is recorded."""
-
-_SEEN_LIMIT = 1 << 17
-"""Ids of this session that are kept in memory for deduplication (about 20 MiB); a miss costs a duplicate."""
 
 _SEGMENTS_UNDER_WAY = 2
 
@@ -63,7 +61,6 @@ class DiskWriter:
         *,
         previous: DiskMap | None = None,
         on_durable: Callable[[int], None] | None = None,
-        threads: int = THREADS,
     ) -> None:
         if capacity_bytes <= 0:
             raise InvalidInputError(f"disk {disk_key}: capacity {capacity_bytes} is not possible")
@@ -78,8 +75,9 @@ class DiskWriter:
         self._chunks = chunk_count(capacity_bytes, self._chunk_size)
         self._recorder = SegmentRecorder(session, disk_key, capacity_bytes)
         self._on_durable = on_durable
-        resume = self._recorder.resume(_SEEN_LIMIT)
-        self._seen: OrderedDict[bytes, None] = OrderedDict.fromkeys(resume.recent_ids)
+        resume = self._recorder.resume(SEEN_LIMIT)
+        self._known = KnownChunks(self._repository)
+        self._known.add(resume.recent_ids)
         self._counts = asdict(resume.stats)
         self._next_chunk = self._segment_start = resume.next_chunk
         self._position = min(resume.next_chunk * self._chunk_size, capacity_bytes)
@@ -88,9 +86,7 @@ class DiskWriter:
         self._digests = bytearray()
         self._pack: PackBuilder | None = None
         self._segments: deque[Future[None]] = deque()
-        self._encoder = ChunkEncoder(
-            self._repository.keys.chunk, self._chunk_size, self._is_known, self._take, threads
-        )
+        self._encoder = ChunkEncoder(self._repository.keys.chunk, self._chunk_size, self._known, self._take)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="durable")
         self._writes = ThreadPoolExecutor(1, thread_name_prefix="pack")
 
@@ -171,7 +167,7 @@ class DiskWriter:
             if left < length or not length or number >= previous.chunk_count:
                 break
             chunk_id = previous.chunk_id(number)
-            if previous.length_of(number) != length or not (chunk_id == HOLE or self._is_known(chunk_id)):
+            if previous.length_of(number) != length or not (chunk_id == HOLE or self._known.asked(chunk_id)):
                 break
             self._encoder.feed_stored(chunk_id, length)
             self._advance(length)
@@ -212,15 +208,12 @@ class DiskWriter:
             self._pack = None
         self._writes.shutdown(wait=True)
 
-    def _is_known(self, chunk_id: bytes) -> bool:
-        return chunk_id in self._seen or self._repository.usable(chunk_id) is not None
-
     def _take(self, chunk: Encoded) -> None:
         """Account for the next chunk of the disk, in order, and put it into the open pack if it is new."""
         length, counts = chunk.raw_length, self._counts
         if chunk.chunk_id == HOLE:
             counts["bytes_zero"] += length
-        elif chunk.payload is None or chunk.chunk_id in self._seen:
+        elif chunk.payload is None or chunk.chunk_id in self._known:
             # Compressed in vain when an equal chunk was under way at the same time: rare, and in order.
             unchanged = self._is_unchanged(chunk.chunk_id)
             counts["bytes_unchanged" if unchanged else "bytes_deduplicated"] += length
@@ -244,9 +237,7 @@ class DiskWriter:
         if self._pack is None:
             self._pack = PackBuilder(self._repository.store, self._repository.keys, self._writes)
         self._pack.add(chunk.chunk_id, chunk.raw_length, chunk.flags, payload)
-        self._seen[chunk.chunk_id] = None
-        if len(self._seen) > _SEEN_LIMIT:
-            self._seen.popitem(last=False)
+        self._known.add([chunk.chunk_id])
 
     def _end_segment_if_due(self) -> None:
         covered = (self._next_chunk - self._segment_start) * self._chunk_size

@@ -151,7 +151,7 @@ class World:
                     opened=f"20260101T{int(name[4:]):06d}Z",
                 )
                 # One thread: a hook that does something else must not be met by two threads at once.
-                with DiskWriter(session, DISK, len(image), threads=1) as writer:
+                with DiskWriter(session, DISK, len(image)) as writer:
                     offset = writer.resume_offset_bytes
                     writer.write(image[offset : max(offset, until)], offset)
                     if max(offset, until) == len(image):

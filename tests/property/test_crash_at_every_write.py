@@ -93,7 +93,7 @@ class Story:
                 with FileWriter(session) as files:
                     files.add("web-1.vmx", "config", b"guestOS = debian")
                     files.finish()
-                with DiskWriter(session, DISK, len(image), threads=1) as writer:
+                with DiskWriter(session, DISK, len(image)) as writer:
                     offset = writer.resume_offset_bytes
                     writer.write(image[offset:], offset)
                     writer.finish()

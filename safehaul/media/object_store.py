@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from safehaul.errors import AlreadyExistsError
+from safehaul.errors import AlreadyExistsError, TransientError
 
 _CLOCK = "clock/"
 _CLOCK_KEPT_S = 3600.0
+_CLOCK_TRIES = 3
 
 
 class ObjectInfo(NamedTuple):
@@ -82,16 +83,27 @@ class DeletingStore(ObjectStore, Protocol):
 
 
 def store_time(store: DeletingStore) -> float:
-    """What the store's clock says now: the time of an object that is stored, and deleted again."""
-    name = f"{_CLOCK}{secrets.token_hex(8)}"
-    store.put_if_absent(name, b"the time")
-    times = {found.name: found.modified for found in store.list(_CLOCK)}
-    now = times[name]
-    for other, modified in times.items():
-        # Those of processes that died in between, too.
-        if other == name or now - modified > _CLOCK_KEPT_S:
-            store.delete(other)
-    return now
+    """What the store's clock says now: the time of an object that is stored, and deleted again.
+
+    Raises TransientError when the object is gone at once, time after time.
+    """
+    for _ in range(_CLOCK_TRIES):
+        name = f"{_CLOCK}{secrets.token_hex(8)}"
+        store.put_if_absent(name, b"the time")
+        times = {found.name: found.modified for found in store.list(_CLOCK)}
+        now = times.get(name)
+        if now is None:
+            # A process that is stopped for long in between is taken for dead by another one.
+            continue
+        for other, modified in times.items():
+            # Those of processes that died in between, too.
+            if other == name or now - modified > _CLOCK_KEPT_S:
+                store.delete(other)
+        return now
+    raise TransientError(
+        f"what was stored below {_CLOCK} in the repository to learn the store's time was gone right afterwards, "
+        f"{_CLOCK_TRIES} times: does something delete objects there?"
+    )
 
 
 def put_same(store: ObjectStore, name: str, data: bytes) -> None:

@@ -6,7 +6,9 @@ What every kind of store must do is in tests/contract/test_object_stores.py.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -15,9 +17,10 @@ from safehaul.errors import (
     ConfigError,
     InvalidInputError,
     RepositoryFullError,
+    TransientError,
 )
 from safehaul.media.names import decode_segment, encode_segment
-from safehaul.media.object_store import put_same
+from safehaul.media.object_store import put_same, store_time
 from safehaul.media.store import open_store
 from safehaul.media.store_local import LocalStore
 
@@ -139,3 +142,24 @@ def test_long_text_stays_distinct_or_is_refused() -> None:
         encode_segment("x" * 900, what="id", reversible=True)
     with pytest.raises(InvalidInputError, match="empty"):
         encode_segment("", what="id")
+
+
+def test_the_stores_time_is_asked_again_when_another_process_took_the_object_for_a_dead_ones(
+    store: LocalStore,
+) -> None:
+    put, gone = LocalStore.put_if_absent, 0
+
+    def forgotten(self: LocalStore, name: str, data: bytes) -> None:
+        nonlocal gone
+        put(self, name, data)
+        if gone < deletions:
+            gone += 1
+            self.delete(name)
+
+    with patch.object(LocalStore, "put_if_absent", forgotten):
+        deletions = 2
+        assert abs(store_time(store) - time.time()) < 60
+        assert list(store.list("clock/")) == []
+        deletions = 9
+        with pytest.raises(TransientError, match="does something delete objects there"):
+            store_time(store)

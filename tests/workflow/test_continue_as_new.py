@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from lab.temporal import TemporalServer
 from safehaul.messages.job import JobReport
+from safehaul.messages.progress import JobProgress
 from safehaul.messages.steps import Removal, RemovalInput, RemoveSnapshotInput, SnapshotPlan, VmRef
 from tests.workflow.conftest import running
 from tests.workflow.world import World, wait_for_cancel
@@ -42,6 +44,10 @@ async def client(impatient: TemporalServer) -> Client:
 async def _runs(client: Client, job_id: str) -> int:
     await asyncio.sleep(1.0)  # visibility lags behind a little
     return len([item async for item in client.list_workflows(f"WorkflowId = '{job_id}'")])
+
+
+async def _progress(job: WorkflowHandle[Any, Any]) -> JobProgress:
+    return JobProgress.model_validate(await job.query("progress"))
 
 
 async def test_every_vm_is_counted_once_over_several_runs(client: Client, job_id: str) -> None:
@@ -96,6 +102,38 @@ async def test_a_cancel_after_a_continue_as_new_still_ends_everything(client: Cl
     assert isinstance(ended.value.cause, CancelledError)
     assert not world.snapshots
     assert world.calls["create_snapshot"] == world.calls["remove_snapshot"] == 16
+
+
+@pytest.mark.slow
+async def test_a_vm_of_an_earlier_run_that_is_terminated_loses_its_snapshot_within_a_minute(
+    client: Client, job_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing tells this run of the job of its end: the job has to look, at its real intervals here."""
+    world, go_on = World(vm_count=2), threading.Event()
+    world.hooks["transfer_disk"] = lambda _arg: go_on.wait(120)
+    async with running(client, world):
+        job = await client.start_workflow("BackupJob", REQUEST, id=job_id, task_queue="commserve")
+        deadline = time.monotonic() + 90
+        while world.calls["transfer_disk"] < 2:
+            assert time.monotonic() < deadline, world.calls
+            await asyncio.sleep(0.1)
+        while await _runs(client, job_id) < 2:
+            assert time.monotonic() < deadline, "the job has not begun another run"
+            for _ in range(EVENTS // 8):
+                await job.signal("a signal that it does not know")
+        child = next(vm.child_id for vm in (await _progress(job)).running if vm.name == "vm-00000")
+        begun = time.monotonic()
+        await client.get_workflow_handle(child).terminate("killed by the test")
+        while "vc.00000" in world.snapshots.values():
+            assert time.monotonic() - begun < 60, "its snapshot is still there"
+            await asyncio.sleep(0.1)
+        took = time.monotonic() - begun
+        go_on.set()
+        report = JobReport.model_validate(await job.result())
+    with capsys.disabled():
+        print(f"\nsnapshot of a terminated VM gone after {took:.1f} s")
+    assert {vm.name: str(vm.status) for vm in report.vms} == {"vm-00000": "Failed", "vm-00001": "Completed"}
+    assert not world.snapshots
 
 
 @pytest.mark.slow

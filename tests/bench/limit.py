@@ -1,10 +1,10 @@
 """What no backup of this kind can beat here: `python -m tests.bench.limit read|limit EXPORT FILE TARGET`.
 
 `read` reads the disk through the product's export and drops the bytes. `limit` does nothing but read it, test each
-chunk for zeros, compress it by zstd 1 with two threads, and write the frames into one file: no hash, no index, no
-encryption, no packs, no read-back. Both read ahead as the product does, and the frames are written past the page cache
-as its packs are, because that is the fastest that was found: a limit that is slower than it could be is none. The
-file's sync is timed apart.
+chunk for zeros, compress it by zstd 1 with a thread for each processor, and write the frames into one file: no hash,
+no index, no encryption, no packs, no read-back. Both read ahead as the product does, and the frames are written past
+the page cache as its packs are, because that is the fastest that was found: a limit that is slower than it could be
+is none. The file's sync is timed apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from tests.bench.processes import tell
 
 CHUNK_BYTES = 1 << 20
 _HELD_PIECES = 4
-_THREADS = 2
+_THREADS = len(os.sched_getaffinity(0))
+"""As many as the product has (see safehaul.media.encoder)."""
 
 Frame = bytes | memoryview
 

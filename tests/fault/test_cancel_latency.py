@@ -199,12 +199,10 @@ async def measured(client: Client, lab: DataCentre, asked: Asked) -> Measured:
 def true_ends(past: Past) -> set[str]:
     """How a VM may have ended: Cancelled, but from the index on (step 14) as the index says.
 
-    While the index is written, either: the step may be taken back before it begins, or end together with the cancel.
+    A cancel that comes while the index is written, by a MediaAgent that is there, is too late.
     """
-    begun, done = past.scheduled("write_index"), past.ended("write_index")
-    if begun and (not past.cancel_asked or (done and past.cancel_asked > done)):
-        return {"COMPLETED"}
-    return {"CANCELED", "COMPLETED"} if begun and past.cancel_asked > begun else {"CANCELED"}
+    begun = past.scheduled("write_index")
+    return {"COMPLETED"} if begun and not 0 < past.cancel_asked < begun else {"CANCELED"}
 
 
 def percentile(seconds: Iterable[float], percent: float) -> float:

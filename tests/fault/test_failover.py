@@ -10,6 +10,7 @@ import pytest
 
 from lab.datacentre import DataCentre
 from lab.proof import Witness
+from tests.crash.play import IN_FLIGHT_BYTES
 from tests.e2e.site import (
     data_centre,
     differences,
@@ -26,8 +27,6 @@ from tests.e2e.test_cancel import MIB, small_site
 pytestmark = pytest.mark.slow
 PACK_BYTES = MIB
 DISK_BYTES = 64 * MIB
-IN_FLIGHT = 16 * MIB
-"""Read ahead of the writer and in its hands (see docs/crash-matrix.md): lost with the node."""
 LATE = 48 * MIB
 """An offset in the disks: most of them has been read and stored when it is reached."""
 ELSEWHERE_WITHIN_S = 30.0
@@ -69,7 +68,9 @@ def test_a_vm_goes_on_on_another_node_and_reads_no_more_than_a_pack_again(lab: D
         for result in results_of(lab, vm["child_id"], "transfer_disk")
         if result["disk_key"] == disk["key"]
     )
-    assert transfer["bytes_resumed"] >= LATE - IN_FLIGHT - PACK_BYTES, "what was durable is not read again"
+    assert transfer["bytes_resumed"] >= LATE - IN_FLIGHT_BYTES - PACK_BYTES, (
+        "what was durable is not read again"
+    )
     assert differences(lab, vm, restored_images(lab, vm)) == []
     assert witness.problems() == []
 

@@ -30,10 +30,10 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -312,15 +312,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--writable", action="store_true")
     given = parser.parse_args(arguments)
-    done = threading.Event()
+    # Not an Event: a handler that comes while `wait` has its lock would wait for it for ever.
+    done: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: done.set())
+        signal.signal(number, lambda number, _frame: done.put(number))
     filer = Filer(given.directory, state=given.state, writable=given.writable, port=given.port)
     try:
         with filer:
             filer.assert_coherent()
             print(json.dumps({"port": filer.port, "pid": filer.pid, "state": str(filer.state)}), flush=True)
-            done.wait()
+            done.get()
     except LabError as error:
         print(f"filer: {error}", file=sys.stderr)
         return 1

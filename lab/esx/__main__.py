@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 from lab.esx.hosts import Hosts
 from lab.esx.server import HostServer
@@ -32,9 +33,10 @@ def main() -> int:
     if not (options.state / "hosts.sqlite").exists():
         site = Site.model_validate_json(options.site.read_bytes()) if options.site else demo_site()
         build(site, options.state)
-    stop = threading.Event()
+    # Not an Event: see lab.filer.
+    stop: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: stop.put(number))
     hosts = Hosts(options.state)
     server = HostServer(hosts, options.port)
     hosts.start()
@@ -42,7 +44,7 @@ def main() -> int:
     serving.start()
     sys.stdout.write(json.dumps({"url": server.url, "pid": os.getpid()}) + "\n")
     sys.stdout.flush()
-    stop.wait()
+    stop.get()
     server.shutdown()
     server.server_close()
     hosts.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from safehaul.errors import IntegrityError
+from safehaul.errors import BusyError, IntegrityError, NotFoundError
 from safehaul.media.chunk_index import ChunkLocation
 from safehaul.media.codec import Decompressor
 from safehaul.media.pack import FRAME, MAX_CHUNKS, PackBuilder, SealedPack, decode_frame, pack_name
@@ -69,9 +69,23 @@ class ChunkCopier:
     def finish(self) -> list[SealedPack]:
         """Make the copies durable, read them back, and list them in `idx/`; returns the new packs.
 
-        Raises IntegrityError when one does not read back: nothing is listed then.
+        Raises IntegrityError when one does not read back, BusyError when a collection has taken one away because this
+        process stood still for days: nothing is listed then.
         """
         self._end_pack()
+        try:
+            self._read_back()
+            listings = list(trailers(self._repository, self._packs))
+        except NotFoundError as error:
+            raise BusyError(
+                "a pack that this process has just written is gone: it stood still for days, and another collection "
+                f"took the pack for garbage; nothing is lost, the next try begins anew ({error})"
+            ) from error
+        put_lists(self._repository, listings)
+        packs, self._packs = self._packs, []
+        return packs
+
+    def _read_back(self) -> None:
         checker = PackChecker(self._repository)
         for pack in self._packs:
             self._heartbeat(f"reading back {pack_name(pack.pack_id)}")
@@ -80,9 +94,6 @@ class ChunkCopier:
                 raise IntegrityError(
                     f"pack {pack_name(pack.pack_id)} was written but does not read back: check the repository's disk"
                 )
-        put_lists(self._repository, trailers(self._repository, self._packs))
-        packs, self._packs = self._packs, []
-        return packs
 
     def abort(self) -> None:
         """Throw the open pack away. Harmless after `finish`."""

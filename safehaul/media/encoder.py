@@ -23,7 +23,10 @@ from safehaul.media.codec import HOLE, Compressor, Encoded, ZeroTest, chunk_id
 from safehaul.media.known_chunks import KnownChunks
 
 HELD_CHUNKS = 4
-"""Chunks under way at once."""
+"""Chunks whose bytes are under way at once."""
+
+_LINED_UP = 1024
+"""Chunks that wait for their turn at most; of most of them, in an increment, only the id."""
 
 _COMPRESSOR = Compressor()
 
@@ -39,6 +42,9 @@ class _Pending(NamedTuple):
     data: memoryview = memoryview(b"")
     after: tuple[Callable[[], None], ...] = ()
     """Called when the result has been used, on the caller's thread."""
+
+    def is_ready(self) -> bool:
+        return self.result.done() if isinstance(self.result, Future) else True
 
 
 class ChunkEncoder:
@@ -58,6 +64,7 @@ class ChunkEncoder:
         self._is_zero = ZeroTest(chunk_size_bytes)
         self._free: list[memoryview] = []
         self._pending: deque[_Pending] = deque()
+        self._held = 0
         self._slot: memoryview | None = None
         self._filled = 0
 
@@ -119,23 +126,31 @@ class ChunkEncoder:
         results = [pending.result for pending in self._pending if isinstance(pending.result, Future)]
         wait([result for result in results if not result.cancel()])
         self._pending.clear()
+        self._held = 0
 
     def _submit(self, data: memoryview, *after: Callable[[], None]) -> None:
         self._make_room()
+        self._held += 1
         result = _threads().submit(self._encode, data, self._known.at_once)
         self._pending.append(_Pending(result, data, after))
 
     def _append(self, encoded: Encoded) -> None:
-        self._make_room()
         self._pending.append(_Pending(encoded))
+        # Bytes that are still being encoded do not hold up what is known already.
+        while self._pending and (self._pending[0].is_ready() or len(self._pending) > _LINED_UP):
+            self._take_oldest()
 
     def _make_room(self) -> None:
-        while len(self._pending) >= HELD_CHUNKS:
+        while self._held >= HELD_CHUNKS:
             self._take_oldest()
 
     def _take_oldest(self) -> None:
         result, data, after = self._pending.popleft()
-        encoded = result.result() if isinstance(result, Future) else result
+        if isinstance(result, Future):
+            self._held -= 1
+            encoded = result.result()
+        else:
+            encoded = result
         if encoded is None:
             encoded = self._encode(data, self._known.asked)
             assert encoded is not None

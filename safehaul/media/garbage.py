@@ -35,7 +35,7 @@ from safehaul.media.pack_lists import put_lists, read_list, trailers
 from safehaul.media.reachable import Reachable, find_reachable
 from safehaul.media.repository import Repository
 from safehaul.media.session_survey import Survey, end_dead_sessions, open_sessions
-from safehaul.media.tidy import merge_lists, remove_spent_generations
+from safehaul.media.tidy import merge_lists, spent_generations
 from safehaul.messages.base import Message
 
 Heartbeat = Callable[[str], None]
@@ -159,9 +159,11 @@ class _Collection:
         self._list_needed(reachable, horizon)
         self._condemn(condemned, reachable, horizon)
         if not options.dry_run:
+            spent = spent_generations(self._repository)
             merged = merge_lists(self._repository, self._store, self._heartbeat)
             self._add(lists_merged=merged)
-            remove_spent_generations(self._repository, self._store)
+            for name in spent:
+                self._store.delete(name)
             self._store.remove_abandoned(options.session_lease_s)
         return self._report
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
+from safehaul.media.collection import Generation, put_generation
 from safehaul.media.envelope import Kind
 from safehaul.media.locations import PackListing, batches, decode_locations, encode_locations
-from safehaul.media.pack import SealedPack, read_trailer
+from safehaul.media.pack import SealedPack, pack_name, read_trailer
 from safehaul.media.repository import Repository
 
 PREFIX = "idx/"
@@ -15,8 +16,26 @@ _VARIANTS = 100
 
 
 def put_lists(repository: Repository, listings: Iterable[PackListing]) -> list[str]:
-    """List packs in as few objects as their bounds allow; returns the names. The same packs again are fine."""
-    return [_put_list(repository, batch) for batch in batches(listings)]
+    """List packs in as few objects as their bounds allow; returns the names. The same packs again are fine.
+
+    Of a process that stood still for days a collection may have deleted packs before they were listed here. They are
+    condemned, lest a verification takes them for lost ones for ever: the next collection drops them from the lists.
+    """
+    names = []
+    for batch in batches(listings):
+        names.append(_put_list(repository, batch))
+        gone = [listing.pack.pack_id.hex() for listing in batch if not _is_there(repository, listing.pack)]
+        if gone:
+            put_generation(repository, Generation(condemned=gone))
+    return names
+
+
+def _is_there(repository: Repository, pack: SealedPack) -> bool:
+    try:
+        repository.store.size(pack_name(pack.pack_id))
+    except NotFoundError:
+        return False
+    return True
 
 
 def read_list(repository: Repository, name: str) -> list[PackListing] | None:

@@ -110,11 +110,14 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
     check_contents(contents)
     seal = session.sealed()
     if seal is None or session.verified() is None:
+        # A collection that fenced the session since may have cleared it, too.
+        outcome = read_outcome(repository, session.prefix)
+        if outcome is not None:
+            return complete(repository, outcome, session.info.session_id)
         raise PolicyError(f"session {session.info.session_id} was not read back: verify it before the commit")
     _check_disks(session, seal, contents)
     heartbeat("writing the index of the packs")
     put_lists(repository, trailers(repository, session_packs(session, seal)))
-    repository.refresh_index()
     files = _latest_files(session, seal)
     needed = NeededPacks(repository, lambda: _chunks(session, seal, contents, files), heartbeat)
     heartbeat("finding every chunk in a pack")

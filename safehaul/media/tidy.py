@@ -66,20 +66,19 @@ def _names(repository: Repository, prefix: str) -> set[str]:
     return {info.name.rpartition("/")[2] for info in repository.store.list(prefix)}
 
 
-def remove_spent_generations(repository: Repository, store: DeletingStore) -> int:
-    """Delete generations that change nothing any more, oldest first; returns how many. The last one stays: it counts.
+def spent_generations(repository: Repository) -> list[str]:
+    """Names of the generations that change nothing any more, oldest first. The last one is not among them: it counts.
 
-    Stopped anywhere, what is left says the same, or condemns something that was released, which costs a copy.
+    They may be deleted when the lists have been merged after this look: until then they say of packs that are gone
+    and still listed that they were deleted, and not lost. Stopped anywhere, what is left says the same, or condemns
+    something that was released, which costs a copy.
     """
     generations = read_generations(repository)
     if len(generations) < 2:
-        return 0
+        return []
     there = _names(repository, "packs/") | _names(repository, "pages/")
     spent = _spent(generations, there)
-    for generation in generations[:-1]:
-        if generation.number in spent:
-            store.delete(generation.name)
-    return len(spent - {generations[-1].number})
+    return [generation.name for generation in generations[:-1] if generation.number in spent]
 
 
 def _spent(generations: list[NumberedGeneration], there: set[str]) -> set[int]:

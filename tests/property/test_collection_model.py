@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from safehaul.errors import IntegrityError, InvalidInputError, NotFoundError, StaleLeaseError
+from safehaul.errors import BusyError, IntegrityError, InvalidInputError, NotFoundError, StaleLeaseError
 from safehaul.media.forgotten import forget, list_forgotten, purge, recover
 from safehaul.media.garbage import CollectOptions, collect
 from safehaul.media.manifest import BackupRef, list_backups, read_manifest
@@ -204,7 +204,11 @@ class World:
 
     def collect(self, action: Action, hook: Hook) -> None:
         with self.process(hook) as (repository, store):
-            collect(repository, store, CollectOptions(session_lease_s=LEASE_S))
+            try:
+                collect(repository, store, CollectOptions(session_lease_s=LEASE_S))
+            except BusyError as error:
+                # Another collection has taken what this one wrote before it stood still for days.
+                self.log.append(f"collect: {error}")
 
     def drop(self, action: Action, hook: Hook) -> None:
         """A backup is forgotten, and its seven days pass."""
@@ -330,6 +334,39 @@ def test_every_committed_backup_stays_equal(encrypted: bool, story: list[Action]
 @given(encrypted=st.booleans(), story=st.lists(actions, min_size=5, max_size=25))
 def test_every_committed_backup_stays_equal_in_long_stories(encrypted: bool, story: list[Action]) -> None:
     _tell(encrypted, story)
+
+
+STANDS_STILL = {
+    "backup": (Action("backup", 0, (2, 3)), Action("backup", 0, (2, 4, 5, 6, 7, 8, 9))),
+    "collect": (
+        Action("backup", 0, (2, 3, 4, 5, 6, 7, 8, 9)),
+        Action("backup", 0, (2,)),
+        Action("drop", 0),
+        Action("purge", 0),
+        Action("collect", 0),
+    ),
+}
+"""What goes before, and the action that then stands still; the collection repacks."""
+MEANWHILE = (Action("days", 3), Action("cycle", 0)) * 3
+
+
+@pytest.mark.parametrize("story", STANDS_STILL.values(), ids=STANDS_STILL)
+def test_a_process_stands_still_for_weeks_at_each_of_its_operations(story: tuple[Action, ...]) -> None:
+    """Others end its session, take for garbage what it wrote, delete that and forget that they did."""
+    *before, action = story
+    for at in range(1, 1000):
+        with world(encrypted=False) as here:
+            for earlier in before:
+                here.do(earlier)
+            here.do(action._replace(inner=tuple((at, other) for other in MEANWHILE)))
+            reached = any(line.startswith(str(MEANWHILE[0])) for line in here.log)
+            here.check()
+            here.check_forgotten()
+            here.check_empty()
+        if not reached:
+            assert at > 30, "the action has not done anything"
+            return
+    raise AssertionError("there is no end of operations")
 
 
 def _tell(encrypted: bool, story: list[Action]) -> None:

@@ -10,6 +10,9 @@ from unittest.mock import patch
 import pytest
 
 from safehaul.errors import TransientError
+from safehaul.media.codec import Compressor, Encoded
+from safehaul.media.encoder import HELD_CHUNKS, ChunkEncoder
+from safehaul.media.known_chunks import KnownChunks
 from safehaul.media.repository import Repository
 from safehaul.media.store_local import LocalStore
 from tests.unit.media_backup import (
@@ -85,3 +88,39 @@ def test_an_error_of_the_store_reaches_the_stream_that_asked(tmp_path: Path) -> 
     ):
         write_disk(new_session(repository, "again"), image)
     assert write_disk(new_session(repository, "again"), image).stats.bytes_deduplicated == len(image)
+
+
+def test_what_is_known_goes_on_while_bytes_are_encoded_and_comes_in_order(tmp_path: Path) -> None:
+    """In an increment: a changed chunk, then many unchanged ones, then the next changed one."""
+    repository, image = new_repository(tmp_path), _image(5)
+    taken: list[Encoded] = []
+    encoder = ChunkEncoder(b"k" * 32, CHUNK, KnownChunks(repository), taken.append)
+    compress, go_on = Compressor.compress, threading.Event()
+
+    def slow(compressor: Compressor, data: memoryview) -> tuple[int, bytes | memoryview]:
+        assert go_on.wait(60)
+        return compress(compressor, data)
+
+    def increment() -> None:
+        for number in range(HELD_CHUNKS):
+            encoder.feed(memoryview(image)[number * CHUNK : (number + 1) * CHUNK])
+            for unchanged in range(100):
+                encoder.feed_stored(bytes([number, unchanged]) * 16, CHUNK)
+
+    with patch.object(Compressor, "compress", slow):
+        reading = threading.Thread(target=increment)
+        reading.start()
+        try:
+            reading.join(20)
+            assert not reading.is_alive(), "it waits for a chunk that is being compressed"
+            assert not taken
+        finally:
+            go_on.set()
+            reading.join(60)
+    encoder.drain()
+    expected = [bytes([number, unchanged]) * 16 for number in range(HELD_CHUNKS) for unchanged in range(100)]
+    assert [chunk.chunk_id for chunk in taken if chunk.payload is None] == expected
+    assert [at for at, chunk in enumerate(taken) if chunk.payload is not None] == [
+        number * 101 for number in range(HELD_CHUNKS)
+    ]
+    encoder.close()

@@ -125,16 +125,25 @@ def purge(
         if _forgotten_at(repository, ref) != forgotten_at:
             # Another prune found it recovered, or half forgotten, and has forgotten it anew: it has seven days again.
             continue
-        if not repository.store.exists(manifest_name(ref)):
+        if repository.store.exists(manifest_name(ref)):
+            # A recovery was interrupted, or somebody is about to delete the manifest: this is then all that is left.
+            continue
+        try:
             _clear_session(repository, store, ref)
-            store.delete(index_name(ref))
-            purged.append(ref)
+        except NotFoundError:
+            # Another prune has purged it, or somebody has recovered it.
+            continue
+        store.delete(index_name(ref))
+        purged.append(ref)
         store.delete(forgotten_name(ref))
     return purged
 
 
 def _clear_session(repository: Repository, store: DeletingStore, ref: BackupRef) -> None:
-    """Delete what is left of the session that made a backup: its outcome would bring the backup back."""
+    """Delete what is left of the session that made a backup: its outcome would bring the backup back.
+
+    Raises NotFoundError when the backup is not forgotten any more.
+    """
     try:
         prefix = session_prefix(read_forgotten(repository, ref).manifest.session_id)
         outcome = read_outcome(repository, prefix)

@@ -60,11 +60,11 @@ def backup_of_outcome(outcome: Outcome) -> BackupRef:
     return BackupRef(outcome.manifest["vc_guid"], outcome.manifest["backup_id"])
 
 
-def complete(repository: Repository, outcome: Outcome, session_id: str) -> BackupRef:
-    """Write the manifest of a committed session, if it is not there yet; returns the backup.
+def complete(repository: Repository, prefix: str, outcome: Outcome, session_id: str) -> BackupRef:
+    """Write the manifest of a committed session, if it is not there yet; returns the backup. `prefix`: its folder.
 
-    One that was forgotten meanwhile stays so. Raises StaleLeaseError when the session was fenced, IntegrityError when
-    the backup's name belongs to another session.
+    One that was forgotten meanwhile stays so. Raises StaleLeaseError when the session was fenced, and when its backup
+    was purged since; IntegrityError when the backup's name belongs to another session.
     """
     if outcome.fenced:
         raise StaleLeaseError(
@@ -75,6 +75,12 @@ def complete(repository: Repository, outcome: Outcome, session_id: str) -> Backu
         return ref
     if repository.store.exists(manifest_name(ref)):
         return _same_session(repository, outcome, ref)
+    if repository.store.exists(forgotten_name(ref)):
+        # Moved between the two looks.
+        return ref
+    if read_outcome(repository, prefix) is None:
+        # A purge takes the outcome away first: the backup was there, and its chunks may be deleted.
+        raise StaleLeaseError(f"the backup of session {session_id} was forgotten, and purged, meanwhile")
     try:
         repository.put(Kind.MANIFEST, manifest_name(ref), canonical_json(outcome.manifest))
     except AlreadyExistsError:
@@ -93,7 +99,12 @@ def decide_commit(session: Session, manifest: Manifest) -> BackupRef:
     """Commit a manifest, or what another committer of this session has committed. Raises as `complete`."""
     outcome = Outcome(decided=utc_now(), manifest=manifest.model_dump())
     counts = decide(session.repository, session.prefix, outcome)
-    return complete(session.repository, counts, session.info.session_id)
+    if counts is outcome and not session.repository.store.exists(f"{session.prefix}open"):
+        # Purged with all its session while this process stood still: the outcome that counted was taken away.
+        raise StaleLeaseError(
+            f"the backup of session {session.info.session_id} was forgotten, and purged, while this process stood still"
+        )
+    return complete(session.repository, session.prefix, counts, session.info.session_id)
 
 
 def fence(session: Session, why: str) -> Outcome:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from safehaul.errors import IntegrityError, NotFoundError, UnsupportedError
 from safehaul.media.census import Census
 from safehaul.media.forgotten import list_forgotten, read_forgotten
-from safehaul.media.manifest import BackupRef, Manifest, list_backups, read_manifest
+from safehaul.media.manifest import (
+    BackupRef,
+    Manifest,
+    forgotten_name,
+    list_backups,
+    manifest_name,
+    read_manifest,
+)
 from safehaul.media.repository import Repository
 from safehaul.media.sessions import Session
 
@@ -105,10 +112,19 @@ class _Walk:
                     if is_forgotten:
                         # Nobody could restore that part of it any more; the rest of it stays recoverable.
                         continue
+                    if not self._is_listed(manifest):
+                        # Forgotten, purged and collected since it was listed.
+                        return
                     raise IntegrityError(_stopped(error)) from error
                 self.found.pages.add(root)
         for stored in manifest.files:
             self._census.add_live(bytes.fromhex(text) for text in stored.chunks)
+
+    def _is_listed(self, manifest: Manifest) -> bool:
+        ref = BackupRef(manifest.vc_guid, manifest.backup_id)
+        # Twice: between the first looks it may be recovered.
+        names = (manifest_name(ref), forgotten_name(ref), manifest_name(ref))
+        return any(self._repository.store.exists(name) for name in names)
 
 
 def _stopped(error: Exception) -> str:

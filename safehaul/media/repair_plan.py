@@ -244,11 +244,12 @@ def clear_manifest(repository: Repository, store: DeletingStore, ref: BackupRef)
     except UnsupportedError:
         return Fate.UNREADABLE
     except IntegrityError:
-        outcome = _outcome_of(repository, ref)
+        found = _outcome_of(repository, ref)
         store.delete(manifest_name(ref))
-        if outcome is None:
+        if found is None:
             return Fate.DELETED
-        complete(repository, outcome, str(outcome.manifest.get("session_id", "")))
+        prefix, outcome = found
+        complete(repository, prefix, outcome, str(outcome.manifest.get("session_id", "")))
         return Fate.REBUILT
     except NotFoundError:
         # Somebody else has done it since the plan was made.
@@ -256,17 +257,17 @@ def clear_manifest(repository: Repository, store: DeletingStore, ref: BackupRef)
     return Fate.REBUILT
 
 
-def _outcome_of(repository: Repository, ref: BackupRef) -> Outcome | None:
-    """The outcome of the session that became a backup, while a collection has not cleared it."""
+def _outcome_of(repository: Repository, ref: BackupRef) -> tuple[str, Outcome] | None:
+    """Folder and outcome of the session that became a backup, while a collection has not cleared it."""
     for found in repository.store.list("sessions/"):
-        prefix, _, last = found.name.rpartition("/")
-        if last != OBJECT:
+        prefix = found.name.removesuffix(OBJECT)
+        if not prefix.endswith("/"):
             continue
         try:
-            outcome = read_outcome(repository, f"{prefix}/")
+            outcome = read_outcome(repository, prefix)
         except (IntegrityError, UnsupportedError):
             # Another damaged one: the verification names it.
             continue
         if outcome is not None and not outcome.fenced and backup_of_outcome(outcome) == ref:
-            return outcome
+            return prefix, outcome
     return None

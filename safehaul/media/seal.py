@@ -17,6 +17,7 @@ from safehaul.errors import (
     InvalidInputError,
     NotFoundError,
     PolicyError,
+    StaleLeaseError,
 )
 from safehaul.media.canonical import utc_now
 from safehaul.media.codec import ID_LENGTH
@@ -101,19 +102,22 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
 
     `contents.disks` must name every disk of the session, except those that `contents.skipped` names by key.
     Raises PolicyError when the session was not read back, InvalidInputError when disks and session do not agree,
+    StaleLeaseError when it was fenced, or has ended and was cleared away,
     IntegrityError when a chunk that was thought to be stored is not.
     """
     repository, ref = session.repository, backup_ref(session)
     outcome = read_outcome(repository, session.prefix)
     if outcome is not None:
-        return complete(repository, outcome, session.info.session_id)
+        return complete(repository, session.prefix, outcome, session.info.session_id)
     check_contents(contents)
     seal = session.sealed()
     if seal is None or session.verified() is None:
-        # A collection that fenced the session since may have cleared it, too.
+        # A collection that fenced the session since may have cleared it, too; a purge takes all of it.
         outcome = read_outcome(repository, session.prefix)
         if outcome is not None:
-            return complete(repository, outcome, session.info.session_id)
+            return complete(repository, session.prefix, outcome, session.info.session_id)
+        if not repository.store.exists(f"{session.prefix}open"):
+            raise StaleLeaseError(f"session {session.info.session_id} has ended, and was cleared, meanwhile")
         raise PolicyError(f"session {session.info.session_id} was not read back: verify it before the commit")
     _check_disks(session, seal, contents)
     heartbeat("writing the index of the packs")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import groupby
 from typing import NamedTuple
 
-from safehaul.errors import IntegrityError
+from safehaul.errors import IntegrityError, StaleLeaseError
 from safehaul.media.canonical import parse_object, utc_now
 from safehaul.media.envelope import Kind
 from safehaul.media.manifest import manifest_name
@@ -130,9 +131,16 @@ def _fence(repository: Repository, folder: SessionFolder, session: Session | Non
 
 
 def _complete(repository: Repository, outcome: Outcome, folder: SessionFolder) -> None:
-    """Write the manifest of a commit that was interrupted right before it."""
-    if not outcome.fenced and not repository.store.exists(manifest_name(backup_of_outcome(outcome))):
-        complete(repository, outcome, folder.prefix)
+    """Write the manifest of a commit that was interrupted right before it; a cleared session's is there, or was."""
+    if (
+        folder.opened is None
+        or outcome.fenced
+        or repository.store.exists(manifest_name(backup_of_outcome(outcome)))
+    ):
+        return
+    # Purged since the outcome was read: there is nothing to complete.
+    with suppress(StaleLeaseError):
+        complete(repository, folder.prefix, outcome, folder.prefix)
 
 
 def _clear(store: DeletingStore, folder: SessionFolder, *, fence_kept: bool) -> None:

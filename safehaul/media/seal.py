@@ -105,19 +105,34 @@ def commit(session: Session, contents: BackupContents, heartbeat: Heartbeat = _s
     StaleLeaseError when it was fenced, or has ended and was cleared away,
     IntegrityError when a chunk that was thought to be stored is not.
     """
-    repository, ref = session.repository, backup_ref(session)
-    outcome = read_outcome(repository, session.prefix)
+    ref = _ended(session)
+    if ref is not None:
+        return ref
+    try:
+        return _commit(session, contents, heartbeat)
+    except (IntegrityError, NotFoundError, PolicyError):
+        # What a session relies on stays until it has ended: then that is the reason.
+        ref = _ended(session)
+        if ref is None:
+            raise
+        return ref
+
+
+def _ended(session: Session) -> BackupRef | None:
+    """The backup that the session has become, None while it goes on. Raises StaleLeaseError when there will be none."""
+    outcome = read_outcome(session.repository, session.prefix)
     if outcome is not None:
-        return complete(repository, session.prefix, outcome, session.info.session_id)
+        return complete(session.repository, session.prefix, outcome, session.info.session_id)
+    if not session.repository.store.exists(f"{session.prefix}open"):
+        raise StaleLeaseError(f"session {session.info.session_id} has ended, and was cleared, meanwhile")
+    return None
+
+
+def _commit(session: Session, contents: BackupContents, heartbeat: Heartbeat) -> BackupRef:
+    repository, ref = session.repository, backup_ref(session)
     check_contents(contents)
     seal = session.sealed()
     if seal is None or session.verified() is None:
-        # A collection that fenced the session since may have cleared it, too; a purge takes all of it.
-        outcome = read_outcome(repository, session.prefix)
-        if outcome is not None:
-            return complete(repository, session.prefix, outcome, session.info.session_id)
-        if not repository.store.exists(f"{session.prefix}open"):
-            raise StaleLeaseError(f"session {session.info.session_id} has ended, and was cleared, meanwhile")
         raise PolicyError(f"session {session.info.session_id} was not read back: verify it before the commit")
     _check_disks(session, seal, contents)
     heartbeat("writing the index of the packs")

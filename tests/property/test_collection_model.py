@@ -260,6 +260,8 @@ class World:
     def check_empty(self) -> None:
         """With every backup given up, nothing is left after a while."""
         with self.process() as (repository, store):
+            # … also the one whose commit somebody left to the next collection.
+            collect(repository, store, CollectOptions(session_lease_s=LEASE_S))
             for ref in list(list_backups(repository)):
                 forget(repository, store, ref, "the end")
             for days in (3.0, 7.1, 3.0, 3.0, 3.0, 3.0):

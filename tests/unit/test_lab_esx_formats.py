@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def write_chain(directory: Path, links: int) -> tuple[Path, bytes]:
     return directory / parent, bytes(model)
 
 
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="apt-get install qemu-utils")
+@pytest.mark.requires_debian("qemu-img", package="qemu-utils")
 def test_qemu_reads_a_chain_of_redo_logs_as_it_was_written(tmp_path: Path) -> None:
     top, model = write_chain(tmp_path, 3)
     raw = tmp_path / "out.raw"

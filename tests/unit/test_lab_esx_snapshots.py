@@ -4,7 +4,6 @@ file.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -203,7 +202,7 @@ def test_any_order_of_removal_keeps_every_other_snapshot(
     no_violation(hosts)
 
 
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="apt-get install qemu-utils")
+@pytest.mark.requires_debian("qemu-img", package="qemu-utils")
 def test_qemu_sees_the_frozen_content_in_the_hosts_own_chain(hosts: Hosts, tmp_path: Path) -> None:
     first = create(hosts, "kept", "first")
     wait_writes(hosts, "kept", 60)

@@ -20,7 +20,7 @@ from tests.workflow.world import World
 from workflows import policies
 
 pytestmark = pytest.mark.slow
-WITHIN_S = 180.0  # half a minute on a quiet machine: the server takes a second for each skip
+WITHIN_S = 120.0  # half a minute on a quiet machine: the server takes a second for each skip
 
 REQUEST = {"vm_group": "test"}
 
